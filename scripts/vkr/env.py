@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Where things are: the checkout, the cache, the toolchain, the venv."""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from . import ui
+
+repo = Path(__file__).resolve().parents[2]
+out = repo / "build"
+
+#: The kernel series the modules are written for; patches/<series> belongs to it.
+SERIES = "7.3"
+MACHINES = ("x86_64", "um")
+
+
+class Paths:
+    """The cache, which lives outside the checkout and survives it."""
+
+    def __init__(self, root):
+        self.cache = root
+        self.src = root / "src"
+        self.kernels = root / "kernels"
+        self.venv = root / "venv"
+        self.logs = root / "logs"
+        self.downloads = root / "downloads"
+        self.bindgen = root / "bindgen"
+        self.apt = root / "apt"
+
+
+def _cache_root():
+    if os.environ.get("VKR_CACHE"):
+        return Path(os.environ["VKR_CACHE"]).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "vfio-kvm-rs"
+
+
+paths = Paths(_cache_root())
+
+
+def nproc():
+    """CPUs this process may use, which a container often limits."""
+    return len(os.sched_getaffinity(0))
+
+
+@functools.cache
+def toolchain():
+    """The kernel toolchain; StepFailed if no complete one is installed."""
+    from . import toolchain as finder
+    return finder.find()
+
+
+def require_venv():
+    """The venv's directory, created or brought up to scripts/requirements.txt."""
+    wanted = repo / "scripts" / "requirements.txt"
+    stamp = paths.venv / ".requirements"
+    digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return paths.venv
+    with lock("venv"):
+        if stamp.exists() and stamp.read_text() == digest:
+            return paths.venv
+        log = paths.logs / "venv.log"
+        # A venv must not be made from a Python inside the one it replaces.
+        base = Path(sys.base_prefix) / "bin" / "python3"
+        python = paths.venv / "bin" / "python3"
+        if not python.exists():
+            ui.run([base if base.exists() else sys.executable, "-m", "venv", paths.venv],
+                   title="Create the Python environment", log=log,
+                   hint="install the package python3-venv (scripts/dev host does)")
+        ui.run([python, "-m", "pip", "install", "--disable-pip-version-check",
+                "--quiet", "-r", wanted],
+               title="Install scripts/requirements.txt", log=log,
+               hint="the package index must be reachable once; pip's usual settings "
+                    "(PIP_INDEX_URL, pip.conf) apply")
+        stamp.write_text(digest)
+    return paths.venv
+
+
+@contextlib.contextmanager
+def lock(name):
+    """Keeps two runs of this tool from doing the same work at once."""
+    paths.cache.mkdir(parents=True, exist_ok=True)
+    with (paths.cache / f".{name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            ui.note(f"waiting for another run that works on {name}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
