@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Host packages: what is missing, and installing it with apt.
+
+This is the only part that needs root. It adds no apt source to the host: a
+QEMU that is too old is replaced from the release's backports through a
+configuration of our own, see class Apt.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import env, toolchain, ui
+
+QEMU_MINIMUM = "10.0.0"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something the host must have, how to see it, and the package it is in."""
+    name: str
+    kind: str
+    package: str
+    what_for: str
+
+
+NEEDS = (
+    Need("make", "command", "make", "every build"),
+    Need("gcc", "command", "gcc", "linking host programs"),
+    Need("stdio.h", "header", "libc6-dev", "host programs"),
+    Need("flex", "command", "flex", "Kconfig"),
+    Need("bison", "command", "bison", "Kconfig"),
+    Need("gelf.h", "header", "libelf-dev", "objtool"),
+    Need("openssl/evp.h", "header", "libssl-dev", "kernel build"),
+    Need("bc", "command", "bc", "kernel build"),
+    Need("perl", "command", "perl", "kernel build"),
+    Need("cpio", "command", "cpio", "initramfs"),
+    Need("zstd", "command", "zstd", "kernel image"),
+    Need("xz", "command", "xz-utils", "kernel source"),
+    Need("patch", "command", "patch", "patches/"),
+    Need("rsync", "command", "rsync", "kernel headers"),
+    Need("depmod", "command", "kmod", "modules_install"),
+    Need("uuid/uuid.h", "header", "uuid-dev", "VFIO selftests"),
+    Need("busybox", "static", "busybox-static", "the demo's guest"),
+    Need("ensurepip", "python", "python3-venv", "virtme-ng"),
+)
+
+# Package families in order of preference; the first one new enough is taken.
+RUST_FAMILIES = (
+    ("rustc", "rust-src", "rustfmt", "rust-clippy", "cargo"),
+    ("rustc-web", "rust-web-src", "rustfmt-web", "rust-web-clippy", "cargo-web"),
+    *((f"rustc-1.{n}", f"rust-1.{n}-src", f"rustfmt-1.{n}", f"rust-1.{n}-clippy", f"cargo-1.{n}")
+      for n in range(99, 84, -1)),
+)
+LLVM_FAMILIES = (
+    ("clang", "lld", "llvm", "libclang-dev"),
+    *((f"clang-{n}", f"lld-{n}", f"llvm-{n}", f"libclang-{n}-dev")
+      for n in range(toolchain.LLVM_NEWEST, toolchain.LLVM_OLDEST - 1, -1)),
+)
+
+
+def args_host(parser):
+    parser.add_argument("--list", action="store_true",
+                        help="only list what is missing; the exit status is 1 if anything is")
+
+
+def cmd_host(args):
+    if args.list:
+        packages = missing_packages()
+        print("\n".join(packages))
+        return 1 if packages else 0
+    ensure()
+
+
+def ensure():
+    """Installs what is missing; does nothing, and needs no root, otherwise."""
+    if not missing():
+        ui.info("host packages: all there")
+        return
+    with env.lock("host"), ui.step("Install host packages"):
+        if not shutil.which("apt-get"):
+            raise ui.StepFailed(
+                "this host has no apt; missing are:\n" +
+                "\n".join(f"  {name}: {what}" for name, what in missing()),
+                hint="install these with your distribution's package manager, then run the "
+                     "same command again")
+        _privileged(["apt-get", "update", "-q"], "Refresh the package lists")
+        packages = missing_packages()
+        if "qemu-system-x86" in packages and not _candidate_ok("qemu-system-x86", QEMU_MINIMUM):
+            packages.remove("qemu-system-x86")
+            _install(packages)
+            _install_backport("qemu-system-x86")
+        else:
+            _install(packages)
+        toolchain._said.cache_clear()
+        left = missing()
+        if left:
+            raise ui.StepFailed(
+                "still missing after the installation:\n" +
+                "\n".join(f"  {name}: {what}" for name, what in left),
+                hint="see Documentation/building.md, section Troubleshooting")
+
+
+def missing():
+    """(name, what it is needed for or what is wrong) of each unmet need."""
+    return [(name, detail) for name, _, _, detail, ok in requirements() if not ok]
+
+
+def missing_packages():
+    packages = []
+    for name, package, _, _, ok in requirements():
+        if ok:
+            continue
+        names = package if isinstance(package, str) else _family(*package)
+        packages += [names] if isinstance(names, str) else names
+    return list(dict.fromkeys(packages))
+
+
+def requirements():
+    """Rows of (name, package or family, found, detail, ok) for everything apt provides."""
+    for need in NEEDS:
+        found = find(need)
+        yield need.name, need.package, found or "-", need.what_for, bool(found)
+    tools = toolchain.probe()
+    for name in ("rustc", "rustfmt", "clippy-driver", "cargo"):
+        tool = tools[name]
+        yield (name, (RUST_FAMILIES, toolchain.MINIMUM["rustc"]), tool.version or "-",
+               tool.problem or tool.need, tool.ok)
+    clang = tools["clang"]
+    yield ("clang", (LLVM_FAMILIES, clang.need), clang.version or "-",
+           clang.problem or clang.need, clang.ok)
+    version, problem = qemu()
+    yield ("qemu-system-x86_64", "qemu-system-x86", version or "-",
+           problem or f"{QEMU_MINIMUM} or newer", problem is None)
+
+
+def find(need):
+    """Where a Need was found, or None."""
+    if need.kind == "command":
+        return _which(need.name)
+    if need.kind == "static":
+        path = _which(need.name)
+        return path if path and _is_static(path) else None
+    if need.kind == "python":
+        base = "/usr/bin/python3"
+        done = subprocess.run([base if Path(base).exists() else "python3", "-c",
+                               f"import {need.name}, venv"], capture_output=True)
+        return "python3" if done.returncode == 0 else None
+    for folder in (Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu")):
+        if (folder / need.name).exists():
+            return str(folder / need.name)
+    return None
+
+
+def qemu():
+    """(version, what is wrong or None) of the QEMU in PATH."""
+    path = shutil.which("qemu-system-x86_64")
+    if not path:
+        return None, f"not found, {QEMU_MINIMUM} or newer is needed"
+    version = toolchain._version([path, "--version"])
+    if not toolchain.at_least(version, QEMU_MINIMUM):
+        return version, f"{path} is {version}, {QEMU_MINIMUM} or newer is needed"
+    return version, None
+
+
+def distribution():
+    release = Path("/etc/os-release")
+    pairs = (line.split("=", 1) for line in release.read_text().splitlines() if "=" in line)
+    return {key: value.strip("\"'") for key, value in pairs}
+
+
+class Apt:
+    """An apt with its own sources, lists and cache; the host's stay as they are.
+
+    Settings such as proxies still come from the host's apt.conf, and the
+    mirror from the host's sources, so what works for the host works here.
+    """
+
+    def __init__(self, name, suites):
+        self.root = env.paths.apt / name
+        for folder in ("sources", "preferences", "lists/partial", "cache/archives/partial"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        mirror = debian_mirror()
+        if not mirror:
+            raise ui.StepFailed("the host's apt sources name no Debian mirror")
+        stanza = f"Types: deb\nURIs: {mirror}\nSuites: {' '.join(suites)}\nComponents: main\n"
+        for keyring in ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg"):
+            if (path := Path("/usr/share/keyrings") / keyring).exists():
+                stanza += f"Signed-By: {path}\n"
+                break
+        (self.root / "sources" / "debian.sources").write_text(stanza)
+
+    @property
+    def options(self):
+        settings = {
+            "Dir::Etc::sourcelist": "/dev/null",
+            "Dir::Etc::sourceparts": self.root / "sources",
+            "Dir::Etc::preferences": "/dev/null",
+            "Dir::Etc::preferencesparts": self.root / "preferences",
+            "Dir::State::lists": self.root / "lists",
+            "Dir::Cache": self.root / "cache",
+            "Acquire::Languages": "none",
+            "APT::Sandbox::User": "root",
+        }
+        return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+    def update(self, title):
+        ui.run(["apt-get", *self.options, "update", "-q", "-o", "APT::Update::Error-Mode=any"],
+               title=title, log=env.paths.logs / "apt.log", env={"LC_ALL": "C.UTF-8"})
+
+    def versions(self, package):
+        """Offered versions, newest first."""
+        shown = _quiet(["apt-cache", *self.options, "madison", package])
+        return [row.split("|")[1].strip() for row in shown.splitlines() if row.count("|") >= 2]
+
+    def download(self, package, version, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        ui.run(["apt-get", *self.options, "download", "-q", f"{package}={version}"],
+               title=f"Download {package} {version}", log=env.paths.logs / "apt.log", cwd=folder,
+               env={"LC_ALL": "C.UTF-8"})
+        return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+
+
+def debian_mirror():
+    """The URI of the Debian archive the host is set up for, or None.
+
+    apt itself is asked, for it knows every format of its sources and tells a
+    Debian archive by its signed Release file. The host may have no lists yet
+    (container images ship without); then they are fetched into our cache.
+    """
+    codename = distribution().get("VERSION_CODENAME", "")
+    lists = env.paths.apt / "host" / "lists"
+    own = ["-o", f"Dir::State::lists={lists}", "-o", "APT::Sandbox::User=root",
+           "-o", f"Dir::Cache={lists.parent}"]
+    for options in ([], own):
+        if options and not _mirrors(options):
+            (lists / "partial").mkdir(parents=True, exist_ok=True)
+            _quiet(["apt-get", *own, "update", "-q"])
+        mirrors = _mirrors(options)
+        if mirrors:
+            return next((uri for release, uri in mirrors if release == codename), mirrors[0][1])
+    return None
+
+
+def _mirrors(options):
+    shown = _quiet(["apt-get", *options, "indextargets",
+                    "--format", "$(LABEL)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)",
+                    "Created-By: Packages", "Origin: Debian"])
+    rows = [line.split("|") for line in shown.splitlines() if line.count("|") == 3]
+    return [(release, uri) for label, component, release, uri in rows
+            if label == "Debian" and component == "main"]
+
+
+def _install(packages):
+    if not packages:
+        return
+    ui.info("packages to install:\n  " + " ".join(packages))
+    archives = env.paths.apt / "archives"
+    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    # Own archives: another apt on the host may clean the shared ones under us.
+    _privileged(["apt-get", "install", "-y", "-q", "--no-install-recommends",
+                 "-o", f"Dir::Cache::archives={archives}", "-o", "APT::Sandbox::User=root",
+                 *packages],
+                f"Install {len(packages)} packages")
+    _discard_archives(archives)
+
+
+def _install_backport(package):
+    codename = distribution().get("VERSION_CODENAME", "")
+    backports = f"{codename}-backports"
+    apt = Apt("backports", (codename, f"{codename}-updates", backports))
+    apt.update(f"Look into {backports}")
+    good = [v for v in apt.versions(package) if toolchain.at_least(upstream(v), QEMU_MINIMUM)]
+    if not good:
+        raise ui.StepFailed(f"{backports} offers no {package} {QEMU_MINIMUM} or newer",
+                            hint=f"install QEMU {QEMU_MINIMUM} or newer and put it first in PATH")
+    ui.info(f"packages to install, from {backports}:\n  {package} {good[0]}")
+    _privileged(["apt-get", *apt.options, "install", "-y", "-q", "--no-install-recommends",
+                 "-t", backports, package],
+                f"Install {package} from {backports}")
+    _discard_archives(apt.root / "cache" / "archives")
+
+
+def _discard_archives(folder):
+    for deb in folder.glob("*.deb"):
+        deb.unlink()
+
+
+def _privileged(argv, title):
+    """Runs apt as root, saying so; once more if it fails, as locks and mirrors pass."""
+    argv = [argv[0], "-o", "DPkg::Lock::Timeout=600", *argv[1:]]
+    if os.geteuid() != 0:
+        if not shutil.which("sudo"):
+            raise ui.StepFailed("packages are missing, and there is no sudo",
+                                hint=f"run as root: {shlex.join(argv)}")
+        argv = ["sudo", "--preserve-env=DEBIAN_FRONTEND", *argv]
+        # The password is asked for here, where the terminal is still the user's.
+        if subprocess.run(["sudo", "-v"]).returncode:
+            raise ui.StepFailed("sudo was refused", hint=f"run as root: {shlex.join(argv[2:])}")
+    ui.info(f"running: {shlex.join(argv)}")
+    settings = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    log = env.paths.logs / "apt.log"
+    try:
+        ui.run(argv, title=title, log=log, env=settings)
+    except ui.StepFailed:
+        ui.run(argv, title=f"{title}, second attempt", log=log, env=settings,
+               hint="the host's own package sources must work; try `apt-get update` by hand")
+
+
+def _family(families, minimum):
+    """The packages of the first family apt can install new enough."""
+    for family in families:
+        if _candidate_ok(family[0], minimum):
+            return [package for package in family if _candidate(package)]
+    raise ui.StepFailed(f"apt offers no {families[0][0]} {minimum} or newer",
+                        hint="see Documentation/building.md, section Other distributions")
+
+
+def _candidate_ok(package, minimum):
+    return toolchain.at_least(upstream(_candidate(package)), minimum)
+
+
+def _candidate(package):
+    shown = _quiet(["apt-cache", "policy", package])
+    found = re.search(r"Candidate: (\S+)", shown)
+    return found[1] if found and found[1] != "(none)" else None
+
+
+def upstream(version):
+    """The upstream part of a Debian version, as far as it is numeric."""
+    if not version:
+        return None
+    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    return found[1] if found else None
+
+
+def _quiet(argv):
+    try:
+        return subprocess.run(argv, capture_output=True, text=True,
+                              env={**os.environ, "LC_ALL": "C.UTF-8"}).stdout
+    except OSError:
+        return ""
+
+
+def _which(name):
+    # Administrators' tools are not in every user's PATH.
+    return shutil.which(name, path=os.pathsep.join((*os.get_exec_path(), "/usr/sbin", "/sbin")))
+
+
+def _is_static(path):
+    done = subprocess.run(["ldd", path], capture_output=True, text=True)
+    return "not a dynamic" in done.stdout + done.stderr or "statically" in done.stdout
