@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     # Set-up.
-    Command("setup", "doctor", "install packages, find the toolchain, build both test kernels"),
+    Command("setup", "setup", "install packages, find the toolchain, build both test kernels"),
     Command("doctor", "doctor", "list what is needed, what was found, and what to do"),
     Command("host", "host", "install the host packages that are missing (apt)"),
     Command("source", "source", "fetch the kernel source and apply patches/"),
