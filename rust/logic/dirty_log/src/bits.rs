@@ -77,7 +77,8 @@ impl<'a> Bits<'a> {
         })
     }
 
-    /// Returns the words that these bits contribute to a user's bitmap, see [`place`](crate::place).
+    /// Returns the words that these bits contribute to a user's bitmap, see
+    /// [`place()`](crate::place()).
     pub fn place(self, bit_offset: u64) -> impl Iterator<Item = Placed> + Clone + 'a {
         let first_word = bit_offset / WORD_BITS;
         let shift = bit_offset % WORD_BITS;
