@@ -6,6 +6,7 @@ QEMU that is too old is replaced from the release's backports through a
 configuration of our own, see class Apt.
 """
 
+import functools
 import os
 import re
 import shlex
@@ -17,6 +18,9 @@ from pathlib import Path
 from . import env, toolchain, ui
 
 QEMU_MINIMUM = "10.0.0"
+
+# What apt says is parsed, and a minimal system has no other locale.
+_C = {"LC_ALL": "C.UTF-8"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def args_host(parser):
 def cmd_host(args):
     if args.list:
         packages = missing_packages()
-        print("\n".join(packages))
+        for package in packages:
+            print(package)
         return 1 if packages else 0
     ensure()
 
@@ -131,11 +136,19 @@ def requirements():
         yield (name, (RUST_FAMILIES, toolchain.MINIMUM["rustc"]), tool.version or "-",
                tool.problem or tool.need, tool.ok)
     clang = tools["clang"]
-    yield ("clang", (LLVM_FAMILIES, clang.need), clang.version or "-",
+    yield ("clang", (LLVM_FAMILIES, clang.minimum), clang.version or "-",
            clang.problem or clang.need, clang.ok)
+    bindgen = tools["bindgen"]
+    if not bindgen.ok and packaged_bindgen():
+        yield "bindgen", "bindgen", bindgen.version or "-", bindgen.problem, False
     version, problem = qemu()
     yield ("qemu-system-x86_64", "qemu-system-x86", version or "-",
            problem or f"{QEMU_MINIMUM} or newer", problem is None)
+
+
+def packaged_bindgen():
+    """Whether apt has a usable one; toolchain.ensure() compiles it otherwise."""
+    return _candidate_ok("bindgen", toolchain.MINIMUM["bindgen"])
 
 
 def find(need):
@@ -210,7 +223,7 @@ class Apt:
 
     def update(self, title):
         ui.run(["apt-get", *self.options, "update", "-q", "-o", "APT::Update::Error-Mode=any"],
-               title=title, log=env.paths.logs / "apt.log", env={"LC_ALL": "C.UTF-8"})
+               title=title, log=env.paths.logs / "apt.log", env=_C)
 
     def versions(self, package):
         """Offered versions, newest first."""
@@ -221,10 +234,11 @@ class Apt:
         folder.mkdir(parents=True, exist_ok=True)
         ui.run(["apt-get", *self.options, "download", "-q", f"{package}={version}"],
                title=f"Download {package} {version}", log=env.paths.logs / "apt.log", cwd=folder,
-               env={"LC_ALL": "C.UTF-8"})
+               env=_C)
         return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
 
 
+@functools.cache
 def debian_mirror():
     """The URI of the Debian archive the host is set up for, or None.
 
@@ -292,22 +306,22 @@ def _discard_archives(folder):
 
 def _privileged(argv, title):
     """Runs apt as root, saying so; once more if it fails, as locks and mirrors pass."""
-    argv = [argv[0], "-o", "DPkg::Lock::Timeout=600", *argv[1:]]
+    argv = ["env", "DEBIAN_FRONTEND=noninteractive", argv[0], "-o", "DPkg::Lock::Timeout=600",
+            *argv[1:]]
     if os.geteuid() != 0:
+        by_hand = f"run as root: {shlex.join(argv)}"
         if not shutil.which("sudo"):
-            raise ui.StepFailed("packages are missing, and there is no sudo",
-                                hint=f"run as root: {shlex.join(argv)}")
-        argv = ["sudo", "--preserve-env=DEBIAN_FRONTEND", *argv]
-        # The password is asked for here, where the terminal is still the user's.
+            raise ui.StepFailed("packages are missing, and there is no sudo", hint=by_hand)
+        # A password is asked for here, where the terminal is still the user's.
         if subprocess.run(["sudo", "-v"]).returncode:
-            raise ui.StepFailed("sudo was refused", hint=f"run as root: {shlex.join(argv[2:])}")
+            raise ui.StepFailed("packages are missing, and sudo was refused", hint=by_hand)
+        argv = ["sudo", "-n", *argv]
     ui.info(f"running: {shlex.join(argv)}")
-    settings = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     log = env.paths.logs / "apt.log"
     try:
-        ui.run(argv, title=title, log=log, env=settings)
+        ui.run(argv, title=title, log=log, env=_C)
     except ui.StepFailed:
-        ui.run(argv, title=f"{title}, second attempt", log=log, env=settings,
+        ui.run(argv, title=f"{title}, second attempt", log=log, env=_C,
                hint="the host's own package sources must work; try `apt-get update` by hand")
 
 
@@ -341,7 +355,7 @@ def upstream(version):
 def _quiet(argv):
     try:
         return subprocess.run(argv, capture_output=True, text=True,
-                              env={**os.environ, "LC_ALL": "C.UTF-8"}).stdout
+                              env={**os.environ, **_C}).stdout
     except OSError:
         return ""
 

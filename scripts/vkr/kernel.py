@@ -89,7 +89,10 @@ def args_clean_cache(parser):
 
 def cmd_clean_cache(args):
     if args.all:
-        _remove(env.paths.cache)
+        # By name: VKR_CACHE may point at a folder that holds other things too.
+        for path in vars(env.paths).values():
+            if path != env.paths.cache and path.exists():
+                _remove(path)
         return
     current = [kernel for kernel in map(find, RECIPES) if kernel]
     keep = {kernel.build_dir for kernel in current} | {kernel.source_dir for kernel in current}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Everything from a fresh clone to both test kernels."""
+"""Everything from a fresh clone to the test kernels."""
 
 from . import env, host, kernel, toolchain
 
@@ -10,8 +10,12 @@ def args_setup(parser):
 
 
 def cmd_setup(args):
+    ensure(*kernel.RECIPES, source=args.source)
+
+
+def ensure(*machines, source=None):
+    """The kernels of these machines, by name; quick if all is there already."""
     host.ensure()
     toolchain.ensure()
     env.require_venv()
-    for machine in kernel.RECIPES:
-        kernel.ensure(machine, args.source)
+    return {machine: kernel.ensure(machine, source) for machine in machines}

@@ -114,11 +114,12 @@ def run(argv, *, title, log, cwd=None, env=None, progress=None, hint=None, stdin
             child = subprocess.Popen(
                 argv, cwd=cwd, env={**os.environ, **(env or {})},
                 stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True)
+                stderr=subprocess.STDOUT, process_group=0)
         except OSError as error:
             raise StepFailed(f"{title}: cannot run {argv[0]}: {error.strerror}", hint=hint)
         try:
-            _follow(child.stdout, out, _Meter(progress))
+            with child.stdout:
+                _follow(child.stdout, out, _Meter(progress))
             status = child.wait()
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
