@@ -21,13 +21,8 @@ pub fn valid_ranges<E>(
     let mut rest = Some(aperture);
     while let Some(todo) = rest {
         let at = todo.first();
-        let covered_up_to = holes
-            .clone()
-            .filter(|hole| hole.contains_addr(at))
-            .map(IovaRange::last)
-            .max();
-        let done_up_to = match covered_up_to {
-            Some(last) => last,
+        let done_up_to = match holes.clone().find(|hole| hole.contains_addr(at)) {
+            Some(hole) => hole.last(),
             None => {
                 // No hole begins at `at`, hence there is an address before each of these.
                 let before_next = holes
