@@ -102,6 +102,7 @@ impl<'a> Bits<'a> {
     }
 
     /// Returns word number `index` without anything behind the last page.
+    #[inline]
     fn word(self, index: u64) -> u64 {
         let word = usize::try_from(index)
             .ok()
@@ -230,12 +231,14 @@ pub struct Run {
 }
 
 /// Returns the bits of word number `index` that are in `first..end` when counted over all words.
+#[inline]
 fn mask_in(index: u64, first: u64, end: u64) -> u64 {
     let start = index.saturating_mul(WORD_BITS);
     below(end.saturating_sub(start)) & !below(first.saturating_sub(start))
 }
 
 /// Returns the word in which all bits below `end` are set.
+#[inline]
 fn below(end: u64) -> u64 {
     u32::try_from(end)
         .ok()
@@ -244,6 +247,7 @@ fn below(end: u64) -> u64 {
 }
 
 /// Rotates `word` left by `by` bits.
+#[inline]
 fn rotate(word: u64, by: u64) -> u64 {
     // Only the lowest six bits of the distance count.
     word.rotate_left((by % WORD_BITS) as u32)

@@ -14,7 +14,7 @@ const PAGE: u64 = 4096;
 
 fn config() -> ProptestConfig {
     ProptestConfig {
-        cases: 20_000,
+        cases: 5000,
         failure_persistence: None,
         rng_seed: RngSeed::Fixed(0x3b71),
         ..ProptestConfig::default()
