@@ -77,9 +77,6 @@ pub use pin::page_range_args;
 pub use refusal::Refusal;
 pub use unmap::UnmapHeader;
 
-/// The name under which the request of `VFIO_IOMMU_DIRTY_PAGES` is decoded.
-pub type DirtyRequest = DirtyOp;
-
 #[cfg(any(test, vrs_kunit))]
 #[cfg_attr(vrs_kunit, kernel::macros::kunit_tests(vfio_uapi))]
 mod tests {
