@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# `make help` lists the targets.
+
+# The build tree of the kernel the modules are for.
+KDIR ?= /lib/modules/$(shell uname -r)/build
+
+# Tools of the versions that built KDIR; each can be given on the command line.
+kdir-goals := $(filter-out help check check-% demo setup fmt doc,$(or $(MAKECMDGOALS),modules))
+ifneq ($(kdir-goals),)
+kdir-tools := $(shell scripts/kdir-tools '$(KDIR)')
+LLVM ?= $(patsubst LLVM=%,%,$(filter LLVM=%,$(kdir-tools)))
+RUSTC ?= $(patsubst RUSTC=%,%,$(filter RUSTC=%,$(kdir-tools)))
+BINDGEN ?= $(patsubst BINDGEN=%,%,$(filter BINDGEN=%,$(kdir-tools)))
+endif
+kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
+	BINDGEN='$(BINDGEN)'
+
+checks := check-host check-build check-kunit check-uml check-vm
+
+.PHONY: modules modules_install clean kdir-ok
+modules: kdir-ok
+	+@$(kbuild) modules
+
+modules_install: kdir-ok
+	+@$(kbuild) modules_install
+
+clean:
+	+@$(kbuild) clean
+
+kdir-ok:
+	@RUSTC='$(RUSTC)' scripts/check-kdir '$(KDIR)'
+
+.PHONY: setup demo check $(checks)
+setup:
+	@scripts/dev setup
+
+demo:
+	@scripts/dev demo
+
+check:
+	@scripts/dev check
+
+$(checks): check-%:
+	@scripts/dev check $*
+
+.PHONY: fmt help
+fmt:
+	@scripts/dev fmt
+
+help:
+	@echo  'Modules, built against KDIR (a built Linux 7.3 tree, LLVM=1):'
+	@echo  '  modules          - build all modules (default)'
+	@echo  '  modules_install  - install them under INSTALL_MOD_PATH'
+	@echo  '  clean            - remove what a build left here'
+	@echo  ''
+	@echo  'Everything from scratch (packages, kernels, cached outside this tree):'
+	@echo  '  demo             - QEMU passes a disk to a guest through vfio_type1_rs'
+	@echo  '  check            - all tests, or one stage of them:'
+	@echo  '                     $(checks)'
+	@echo  '  setup            - only fetch and build what these two need'
+	@echo  ''
+	@echo  'Source:'
+	@echo  '  fmt              - format all Rust code'
+	@echo  ''
+	@echo  '  KDIR=$(KDIR)'
+	@echo  '  LLVM=, RUSTC=, BINDGEN= override the tools found for KDIR'
+	@echo  '  CLIPPY=1 lints, V=1 shows the commands'
