@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Raw bindings to the C that the kernel crate does not bind: VFIO's private driver interface and
+//! this project's own helpers.
+//!
+//! Types that the kernel crate has are its own, so that values pass between both.
+//!
+//! C headers: `drivers/vfio/vfio.h`, `rust/helpers/helpers.h`, `vfio_type1_rs/params.h`.
+
+// UNSAFETY: declarations of C functions; nothing here is called here.
+
+#![allow(
+    clippy::all,
+    missing_docs,
+    non_camel_case_types,
+    non_upper_case_globals,
+    non_snake_case,
+    improper_ctypes,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn,
+    clippy::undocumented_unsafe_blocks
+)]
+
+use kernel::{
+    bindings::*,
+    ffi, //
+};
+use pin_init::MaybeZeroable;
+
+include!("generated.rs");
