@@ -1,0 +1,470 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Domains that share their translations, and the pins behind them.
+
+use crate::{
+    domain::Gather,
+    Access,
+    Domain,
+    Group, //
+};
+use iova_space::IovaRange;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+use mm::PinnedRun;
+use pin_plan::LeafCounts;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+/// All I/O page tables of one user, each with the same translations.
+///
+/// The page tables are the record of what is pinned: [`AddressSpace::map_next`] stores a run's pins
+/// there and [`AddressSpace::unmap`] finds them again, so no list of pages is kept besides. What is
+/// mapped is known by [`Mapped`] tokens, each for a range that no other token covers.
+///
+/// Mapping and unmapping of different tokens may run concurrently; adding and removing domains
+/// needs `&mut self`.
+///
+/// # Invariants
+///
+/// - Every translation belongs to one token of this space, and is the same in all `domains`.
+/// - Each translated frame that is not reserved has a pin, owned by the translation in the first
+///   domain.
+/// - `domains` has room for one more.
+pub struct AddressSpace {
+    id: u64,
+    domains: KVec<Domain>,
+}
+
+/// A range of I/O virtual addresses that an [`AddressSpace`] translates.
+///
+/// A token can only be used up by the space that issued it; dropping it would leave the pages
+/// pinned.
+///
+/// # Invariants
+///
+/// The space `space` translates `[first, first + size)`, through this token alone. `pinned` of the
+/// frames are pinned, the others are reserved.
+#[must_use = "the range stays mapped and its pages pinned until it is given to `unmap`"]
+pub struct Mapped {
+    space: u64,
+    first: u64,
+    size: u64,
+    pinned: u64,
+    access: Access,
+    leaves: LeafCounts,
+}
+
+impl Mapped {
+    /// Number of bytes mapped so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Number of pages pinned; frames of a device's memory are mapped without.
+    pub fn pinned(&self) -> u64 {
+        self.pinned
+    }
+
+    /// How many translations of which size the IOMMU was given to make.
+    pub fn leaves(&self) -> &LeafCounts {
+        &self.leaves
+    }
+}
+
+/// What [`AddressSpace::unmap`] did.
+#[derive(Clone, Copy, Default)]
+pub struct Unmapped {
+    /// Pages unpinned.
+    pub pages: u64,
+    /// Bytes the IOMMU driver would not unmap; their pages stay pinned.
+    pub stuck: u64,
+}
+
+/// Copies tokens to a domain that is being added; see [`AddressSpace::insert`].
+pub struct Copier<'a> {
+    space: &'a AddressSpace,
+    target: &'a Domain,
+}
+
+impl Copier<'_> {
+    /// Gives the new domain the translations of the token, without more pins.
+    ///
+    /// # Errors
+    ///
+    /// What the IOMMU driver says, or `EINVAL` if the token is of another space.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub fn copy(&mut self, mapped: &Mapped) -> Result {
+        self.space.check(mapped)?;
+        let Some(source) = self.space.domains.first() else {
+            return Ok(());
+        };
+        for run in Runs::new(source, mapped) {
+            // SAFETY: The frames are pinned for the translation in `source`. Nothing is unmapped
+            // while the space is borrowed; afterwards the target is one of its domains, or is
+            // dropped, which detaches its groups.
+            unsafe {
+                self.target
+                    .map(run.iova, run.phys, run.size, mapped.access)?
+            };
+            mm::cond_resched();
+        }
+        Ok(())
+    }
+}
+
+impl Default for AddressSpace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl AddressSpace {
+    /// A space without domains, in which nothing can be mapped yet.
+    pub fn new() -> Self {
+        static NEXT: Atomic<u64> = Atomic::new(0);
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            domains: KVec::new(),
+        }
+    }
+
+    /// The domains, in no particular order.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> + Clone {
+        self.domains.iter()
+    }
+
+    /// Whether there is no domain.
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
+    }
+
+    /// The domain to which the group is attached.
+    pub fn domain_of(&self, group: &Group) -> Option<&Domain> {
+        self.domains().find(|domain| domain.has_group(group))
+    }
+
+    /// Attaches the group of `candidate` to a domain that is here already, if one takes it.
+    ///
+    /// `None` means that it did and the candidate is gone; otherwise the candidate comes back, for
+    /// [`AddressSpace::insert`].
+    ///
+    /// # Errors
+    ///
+    /// If the group could be attached neither to one of the domains nor again to the candidate.
+    pub fn join(&mut self, mut candidate: Domain) -> Result<Option<Domain>> {
+        for domain in self.domains.iter_mut() {
+            if !domain.resembles(&candidate) {
+                continue;
+            }
+            match domain.adopt(&mut candidate) {
+                Ok(()) => return Ok(None),
+                Err(error) if candidate.is_unused() => return Err(error),
+                Err(_) => continue,
+            }
+        }
+        Ok(Some(candidate))
+    }
+
+    /// Adds a domain, after `copy` gave it the translations of all tokens.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or what `copy` returns; the domain is then dropped.
+    pub fn insert(
+        &mut self,
+        domain: Domain,
+        copy: impl FnOnce(&mut Copier<'_>) -> Result,
+    ) -> Result {
+        self.domains.reserve(1, GFP_KERNEL)?;
+        copy(&mut Copier {
+            space: self,
+            target: &domain,
+        })?;
+        self.domains.push(domain, GFP_KERNEL).map_err(Error::from)
+    }
+
+    /// Detaches a group, and drops its domain if that has no other and is not the last.
+    ///
+    /// Returns whether the last domain has no group now: then nothing reaches the memory, and the
+    /// caller unmaps all tokens before [`AddressSpace::clear`].
+    pub fn remove_group(&mut self, group: &Group) -> bool {
+        let Some(index) = self.domains.iter().position(|d| d.has_group(group)) else {
+            return false;
+        };
+        let unused = self
+            .domains
+            .get_mut(index)
+            .is_some_and(|domain| domain.remove_group(group));
+        if unused && self.domains.len() > 1 {
+            // INVARIANT: If this was the first domain, the next one has the same translations and
+            // answers for the pins from now on.
+            drop(self.domains.remove(index));
+            return false;
+        }
+        unused
+    }
+
+    /// Drops all domains. Tokens that were not unmapped leave their pages pinned for ever.
+    pub fn clear(&mut self) {
+        self.domains.clear();
+    }
+
+    /// A token for the range beginning at `first`, of which nothing is mapped yet.
+    pub fn begin(&self, first: u64, access: Access) -> Mapped {
+        // INVARIANT: An empty range.
+        Mapped {
+            space: self.id,
+            first,
+            size: 0,
+            pinned: 0,
+            access,
+            leaves: LeafCounts::default(),
+        }
+    }
+
+    /// Maps a run right after what the token has, in all domains, and takes over its pins.
+    ///
+    /// # Errors
+    ///
+    /// What the IOMMU driver says; the run is then unpinned and the token is as before. `EINVAL`
+    /// if there is no domain, or the token is of another space.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub fn map_next(&self, mapped: &mut Mapped, run: PinnedRun, page_sizes: u64) -> Result {
+        self.check(mapped)?;
+        let (phys, size) = (run.phys(), run.size());
+        let iova = mapped.first.checked_add(mapped.size).ok_or(EOVERFLOW)?;
+        IovaRange::from_len(iova, size).map_err(|_| EOVERFLOW)?;
+        if self.is_empty() {
+            return Err(EINVAL);
+        }
+
+        for (done, domain) in self.domains.iter().enumerate() {
+            // SAFETY: The run keeps its frames until they are handed to the token below, or all
+            // domains that have them are unmapped.
+            if let Err(error) = unsafe { domain.map(iova, phys, size, mapped.access) } {
+                for domain in self.domains.iter().take(done) {
+                    domain.unmap(iova, size);
+                }
+                return Err(error);
+            }
+        }
+
+        // INVARIANT: All domains have the translation, and it owns the pins now.
+        let (_, pages, reserved) = run.into_frames();
+        mapped.pinned += if reserved { 0 } else { pages };
+        mapped.size += size;
+        mapped.leaves.add_run(page_sizes, iova, phys, size);
+        Ok(())
+    }
+
+    /// Unmaps a token from all domains, and unpins its pages once no device can reach them.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub fn unmap(&self, mapped: Mapped) -> Unmapped {
+        let mut total = Unmapped::default();
+        let Some((first, others)) = self.domains.split_first() else {
+            return total;
+        };
+        if self.check(&mapped).is_err() || mapped.size == 0 {
+            return total;
+        }
+
+        for domain in others {
+            domain.unmap(mapped.first, mapped.size);
+            mm::cond_resched();
+        }
+
+        let mut batch = Batch::new(&mapped);
+        Gather::scope(first, |gather| {
+            for run in Runs::new(first, &mapped) {
+                let mut done = 0;
+                while done < run.size {
+                    let size = gather.unmap(run.iova + done, run.size - done);
+                    if size == 0 {
+                        total.stuck += run.size - done;
+                        break;
+                    }
+                    let size = size.min(run.size - done);
+                    batch.push(run.phys + done, size);
+                    done += size;
+                    if batch.is_full() {
+                        gather.sync();
+                        total.pages += batch.unpin();
+                    }
+                }
+            }
+            gather.sync();
+            total.pages += batch.unpin();
+        });
+        total
+    }
+
+    fn check(&self, mapped: &Mapped) -> Result {
+        if mapped.space == self.id {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
+    }
+}
+
+/// A piece of a token whose frames are consecutive.
+struct Run {
+    iova: u64,
+    phys: u64,
+    size: u64,
+}
+
+/// Walks a domain's page table over a token and yields it as runs.
+///
+/// The walk looks one page past a run, so what was yielded may be unmapped meanwhile.
+struct Runs<'a> {
+    domain: &'a Domain,
+    next: u64,
+    left: u64,
+}
+
+impl<'a> Runs<'a> {
+    fn new(domain: &'a Domain, mapped: &Mapped) -> Self {
+        Self {
+            domain,
+            next: mapped.first,
+            left: mapped.size,
+        }
+    }
+
+    fn skip(&mut self, size: u64) {
+        // The range may end with the last address there is.
+        self.next = self.next.wrapping_add(size);
+        self.left -= size;
+    }
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    fn next(&mut self) -> Option<Run> {
+        let phys = loop {
+            if self.left == 0 {
+                return None;
+            }
+            match self.domain.phys(self.next) {
+                Some(phys) => break phys,
+                None => self.skip(PAGE.min(self.left)),
+            }
+        };
+
+        let iova = self.next;
+        let mut size = PAGE.min(self.left);
+        while size < self.left && self.domain.phys(iova + size) == Some(phys + size) {
+            size += PAGE.min(self.left - size);
+        }
+        self.skip(size);
+        Some(Run { iova, phys, size })
+    }
+}
+
+/// Frames that were unmapped and wait for the IOTLB to be flushed.
+///
+/// # Invariants
+///
+/// The frames in `runs` have their pins, which are this object's to give back, except those that
+/// are reserved.
+struct Batch {
+    runs: KVec<(u64, u64)>,
+    last: Option<(u64, u64)>,
+    capacity: usize,
+    pins: Pins,
+    dirty: bool,
+}
+
+/// Which frames of a token are pinned.
+#[derive(Clone, Copy)]
+enum Pins {
+    All,
+    Some,
+    None,
+}
+
+impl Batch {
+    /// Runs kept back per flush, as flushing may mean a round trip to the IOMMU.
+    const LEN: usize = 512;
+
+    fn new(mapped: &Mapped) -> Self {
+        let pages = mapped.size / PAGE;
+        let capacity = Self::LEN.min(pages.try_into().unwrap_or(Self::LEN));
+        let pins = if mapped.pinned == 0 {
+            Pins::None
+        } else if mapped.pinned == pages {
+            Pins::All
+        } else {
+            Pins::Some
+        };
+        // Without memory every run is flushed by itself: unmapping cannot fail.
+        let runs = KVec::with_capacity(capacity, GFP_KERNEL | __GFP_NOWARN).unwrap_or_default();
+        Self {
+            capacity: runs.capacity(),
+            runs,
+            last: None,
+            pins,
+            dirty: mapped.access.write,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Appends frames that were just unmapped, unless it is full.
+    fn push(&mut self, phys: u64, size: u64) {
+        let run = (phys / PAGE, size / PAGE);
+        if self.runs.len() >= self.capacity || self.runs.push(run, GFP_NOWAIT).is_err() {
+            self.last = Some(run);
+        }
+    }
+
+    /// Unpins all; the number of pages that were pinned.
+    fn unpin(&mut self) -> u64 {
+        let mut pages = 0;
+        for &(first, count) in Iterator::chain(self.runs.iter(), &self.last) {
+            match self.pins {
+                Pins::All => {
+                    pages += count;
+                    // SAFETY: By the type invariant each frame has its pin, and no device reaches
+                    // it any more.
+                    drop(unsafe { PinnedRun::from_frames(first, count, false, self.dirty) });
+                }
+                Pins::Some => {
+                    for frame in first..first + count {
+                        let reserved = mm::frame_is_reserved(frame);
+                        pages += u64::from(!reserved);
+                        // SAFETY: As above, reserved frames excepted.
+                        drop(unsafe { PinnedRun::from_frames(frame, 1, reserved, self.dirty) });
+                    }
+                }
+                Pins::None => {}
+            }
+        }
+        self.runs.clear();
+        self.last = None;
+        if pages != 0 {
+            mm::cond_resched();
+        }
+        pages
+    }
+}
