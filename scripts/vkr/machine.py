@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The test machines: Linux under emulated QEMU, and User-Mode Linux.
+
+Both share the host's root read-only, start scripts/guest/runner.py with a plan
+as their one job and answer through a transcript, a file of JSON lines. A run
+ends when the machine does; one that stops making progress is killed and says
+so. Nothing here judges a test: see selftests.py.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import env, ui
+
+RUNNER = env.repo / "scripts" / "guest" / "runner.py"
+DISK_BYTES = 32 << 20
+
+#: Seconds without the event that is due next before a machine counts as hung.
+#: Emulation on a busy host is slow: these only have to end, not to be short.
+BOOT_LIMIT = 300
+PAUSE_LIMIT = 300
+GRACE = 120
+OFF_LIMIT = 90
+
+COMPLAINT = re.compile(
+    r"BUG:|WARNING:|Oops|Kernel panic|general protection fault|unable to handle"
+    r"|KASAN:|UBSAN:|KFENCE:|possible (?:recursive|circular) locking|suspicious RCU usage"
+    r"|refcount_t:|sleeping function called from invalid|blocked for more than|invalid opcode")
+
+
+@dataclass
+class Outcome:
+    """What one test left behind."""
+
+    phase: str
+    test: str
+    text: str = ""
+    kernel: str = ""
+    end: dict = None
+
+    def complaints(self):
+        return [line for line in self.kernel.splitlines() if COMPLAINT.search(line)]
+
+
+@dataclass
+class Run:
+    """What one boot left behind."""
+
+    outcomes: dict = field(default_factory=dict)
+    boot_kernel: str = ""
+    release: str = ""
+    trouble: list = field(default_factory=list)
+    console: Path = None
+    tail: deque = field(default_factory=lambda: deque(maxlen=25))
+    seconds: float = 0.0
+    ended: bool = False
+
+
+class Machine:
+    name = ""
+
+    def __init__(self, where):
+        self.where = where
+
+    def argv(self, plan, transcript):
+        raise NotImplementedError
+
+    def run(self, plan, on_event=lambda event: None):
+        """Boots, runs ``plan`` and returns the Run, whatever happened."""
+        with env.lock(f"machine-{self.name}"):
+            return self._run(plan, on_event)
+
+    def _run(self, plan, on_event):
+        self.where.mkdir(parents=True, exist_ok=True)
+        transcript = self.where / "transcript.jsonl"
+        transcript.write_bytes(b"")
+        plan_file = self.where / "plan.json"
+        plan = {**plan, "transcript": self.transcript_name, "leaks": plan.get("leaks", False)}
+        plan_file.write_text(json.dumps(plan, indent="\t"))
+
+        run = Run(console=self.where / "console.log")
+        began = time.monotonic()
+        with transcript.open("ab") as channel, run.console.open("wb") as console:
+            child = subprocess.Popen(
+                [str(word) for word in self.argv(plan_file, channel)],
+                env=self.environment(), cwd="/", start_new_session=True, pass_fds=[channel.fileno()],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            try:
+                _Follower(run, plan, child, console, transcript, on_event).follow()
+            finally:
+                _end(child)
+        run.seconds = time.monotonic() - began
+        if not run.ended and not run.trouble:
+            run.trouble.append("the machine stopped before its plan was done")
+        return run
+
+    def environment(self):
+        return dict(os.environ)
+
+    def runner_words(self, plan):
+        return [os.path.realpath(sys.executable), "-I", "-S", RUNNER, plan]
+
+
+class Vm(Machine):
+    """QEMU by virtme-ng: an Intel IOMMU, three PCI devices, huge pages."""
+
+    name = "vm"
+    transcript_name = "vkr.transcript"
+    memory = "6G"
+    cpus = 2
+    devices = (
+        "-device", "intel-iommu,intremap=on,caching-mode=on,eim=on",
+        "-device", "igb",
+        # edu addresses 28 bits unless told otherwise.
+        "-device", "edu,dma_mask=0xffffffffffffffff",
+    )
+    huge_pages = "hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=512"
+
+    def __init__(self, where, build, kvm=False, append=""):
+        super().__init__(where)
+        self.image = Path(build) / "arch/x86/boot/bzImage"
+        self.kvm = kvm
+        self.append = append
+        if kvm and (reason := kvm_refuses()):
+            raise ui.StepFailed(f"KVM cannot be used: {reason}", hint="leave --kvm away: the machine is emulated then")
+
+    def disk(self):
+        """The NVMe disk's content: made once, random, never written to."""
+        path = env.out / "machine" / "disk.img"
+        if not path.exists() or path.stat().st_size != DISK_BYTES:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_suffix(".new")
+            scratch.write_bytes(os.urandom(DISK_BYTES))
+            scratch.replace(path)
+        return path
+
+    def qemu_options(self, channel):
+        accel = ("-accel", "kvm", "-cpu", "host") if self.kvm else (
+            "-accel", "tcg,thread=multi", "-cpu", "max,+svm")
+        return [
+            *accel,
+            "-machine", "q35,kernel-irqchip=" + ("split" if self.kvm else "off"),
+            *self.devices,
+            "-drive", f"if=none,id=disk,format=raw,snapshot=on,file={_comma(self.disk())}",
+            "-device", "nvme,drive=disk,serial=vkr",
+            "-device", "virtio-serial-pci,id=vkr",
+            "-chardev", f"file,id=transcript,append=on,path={_comma(self.where / 'transcript.jsonl')}",
+            "-device", f"virtserialport,bus=vkr.0,chardev=transcript,name={self.transcript_name}",
+            # Without it the default network card takes the first free slot.
+            "-nic", "none",
+        ]
+
+    def argv(self, plan, channel):
+        command = shlex.join(str(word) for word in self.runner_words(plan))
+        return [
+            env.require_venv() / "bin" / "vng",
+            "--run", self.image, "--qemu", qemu(), "--name", "vkr",
+            "--force-9p", "--disable-monitor", "--disable-microvm",
+            *([] if self.kvm else ["--disable-kvm"]),
+            "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", self.memory,
+            "--append", f"{self.huge_pages} {self.append}".strip(),
+            f"--qemu-opts={shlex.join(self.qemu_options(channel))}",
+            "--exec", command,
+        ]
+
+    def environment(self):
+        # vng starts its other half by name.
+        path = f"{env.require_venv() / 'bin'}:{os.environ.get('PATH', '/usr/bin:/bin')}"
+        return {**os.environ, "PATH": path}
+
+
+class Uml(Machine):
+    """The kernel as a host process: no PCI and no IOMMU, but quick."""
+
+    name = "uml"
+    transcript_name = "/dev/tty1"
+
+    def __init__(self, where, build):
+        super().__init__(where)
+        self.image = Path(build) / "linux"
+
+    def argv(self, plan, channel):
+        init, *arguments = self.runner_words(plan)
+        return [
+            self.image, "mem=2G", "seccomp=on", "ncpus=2",
+            "rootfstype=hostfs", "rootflags=/", "ro", "panic=-1",
+            "con=null", "con0=null,fd:1", f"con1=null,fd:{channel.fileno()}",
+            f"init={init}", "--", *arguments,
+        ]
+
+
+def qemu():
+    found = shutil.which("qemu-system-x86_64")
+    if not found:
+        raise ui.StepFailed("qemu-system-x86_64 is not installed", hint="run scripts/dev host")
+    return found
+
+
+def kvm_refuses():
+    """Why KVM cannot be used, or None. That /dev/kvm exists proves nothing."""
+    KVM_CREATE_VM = 0xAE01
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.close(fcntl.ioctl(fd, KVM_CREATE_VM, 0))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    return None
+
+
+class _Follower:
+    """Reads console and transcript until the machine is gone, or should be."""
+
+    def __init__(self, run, plan, child, console, transcript, on_event):
+        self.run = run
+        self.child = child
+        self.console = console
+        self.transcript = transcript.open("rb")
+        self.on_event = on_event
+        self.limits = {(phase["name"], test["name"]): test["limit"]
+                       for phase in plan["phases"] for test in phase["tests"]}
+        self.current = None
+        self.rest = b""
+        self.partial = b""
+        self.wait("the first sign of life of the runner", BOOT_LIMIT)
+
+    def wait(self, what, seconds):
+        self.due, self.deadline = what, time.monotonic() + seconds
+
+    def follow(self):
+        pipe = self.child.stdout
+        os.set_blocking(pipe.fileno(), False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                ready = selector.select(0.2)
+                chunk = os.read(pipe.fileno(), 1 << 16) if ready else None
+                if chunk:
+                    self.on_console(chunk)
+                self.read_transcript()
+                if chunk == b"":
+                    break
+                if time.monotonic() > self.deadline:
+                    self.run.trouble.append(f"hung: waited in vain for {self.due}")
+                    return
+        # The pipe closes a moment before the process ends.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.wait(timeout=GRACE)
+        self.read_transcript()
+
+    def on_console(self, chunk):
+        self.console.write(chunk)
+        self.console.flush()
+        *lines, self.partial = (self.partial + chunk).split(b"\n")
+        self.run.tail.extend(line.decode(errors="replace").rstrip() for line in lines)
+
+    def read_transcript(self):
+        *lines, self.rest = (self.rest + self.transcript.read()).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                self.event(json.loads(line))
+
+    def event(self, event):
+        kind = event["event"]
+        if kind == "start":
+            self.run.release = event["release"]
+            self.wait("the first test", PAUSE_LIMIT)
+        elif kind == "begin":
+            self.current = Outcome(event["phase"], event["test"])
+            self.run.outcomes[event["phase"], event["test"]] = self.current
+            limit = self.limits.get((event["phase"], event["test"]), 0)
+            self.wait(f"the end of test {event['test']}", limit + GRACE)
+        elif kind == "output":
+            self.current.text += event["text"]
+        elif kind == "kernel":
+            if self.current:
+                self.current.kernel += event["text"] + "\n"
+            else:
+                self.run.boot_kernel += event["text"] + "\n"
+        elif kind == "done":
+            self.current.end = event
+            self.wait("the next test", PAUSE_LIMIT)
+        elif kind == "trouble":
+            self.run.trouble.append(event["text"])
+            self.wait("power-off", OFF_LIMIT)
+        elif kind == "end":
+            self.run.ended = True
+            self.wait("power-off", OFF_LIMIT)
+        self.on_event(event)
+
+
+def _end(child):
+    """The machine with all its processes, which are a group of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+
+
+def _comma(path):
+    """A path inside one of QEMU's comma-separated options."""
+    return str(path).replace(",", ",,")

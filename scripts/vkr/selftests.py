@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The tests that run inside the test machines: from tests.toml to results.
+
+One boot runs all tests of a machine: those that need no driver, then each
+driver's with only that driver loaded. What a test printed is kept under
+build/results, and differences between drivers are failures of their own.
+"""
+
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field
+
+from . import env, ktap, machine, report, ui
+from .ktap import FAIL, PASS, SKIP, Case
+
+DESCRIPTION = env.repo / "selftests" / "tests.toml"
+UPSTREAM = ("tools", "testing", "selftests")
+
+#: What kselftest programs exit with when they have nothing to test.
+KSFT_SKIP = 4
+
+#: How each kernel is called elsewhere in this package.
+KERNELS = {"vm": "x86_64", "uml": "um"}
+
+
+@dataclass
+class Test:
+    name: str
+    machines: list
+    limit: int
+    command: list = field(default_factory=list)
+    kunit: str = ""
+    stage: str = "selftests"
+    drivers: list = field(default_factory=list)
+    needs: list = field(default_factory=list)
+    env: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
+    compare: bool = False
+    containers: bool = True
+
+
+class Description:
+    """tests.toml, checked for what a slip of the pen could make go unnoticed."""
+
+    def __init__(self, path=DESCRIPTION):
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+        self.machines, self.drivers, self.needs = data["machines"], data["drivers"], data["needs"]
+        try:
+            self.tests = [Test(**test) for test in data["tests"]]
+        except TypeError as error:
+            raise ui.StepFailed(f"{path.name}: {error}")
+        names = [test.name for test in self.tests]
+        for test in self.tests:
+            for kind, used, known in (("machine", test.machines, self.machines),
+                                      ("driver", test.drivers, self.drivers),
+                                      ("need", test.needs, self.needs)):
+                for name in set(used) - set(known):
+                    raise ui.StepFailed(f"{path.name}: test {test.name} names an unknown {kind}, {name}")
+            if bool(test.command) == bool(test.kunit):
+                raise ui.StepFailed(f"{path.name}: test {test.name} must have either command or kunit")
+            if names.count(test.name) > 1:
+                raise ui.StepFailed(f"{path.name}: two tests are called {test.name}")
+
+    def select(self, where, stage=None, only=()):
+        chosen = [test for test in self.tests
+                  if where in test.machines and (stage is None or test.stage == stage)
+                  and (not only or test.name in only)]
+        if only and not chosen:
+            known = ", ".join(test.name for test in self.tests if where in test.machines)
+            raise ui.StepFailed(f"no such test on {where}: {', '.join(only)}", hint=f"there are: {known}")
+        return chosen
+
+
+class Places:
+    """What {kernel}, {modules} and the like stand for on one machine."""
+
+    def __init__(self, **places):
+        self.places = {"repo": env.repo, "python": os.path.realpath(sys.executable), **places}
+
+    def fill(self, text):
+        for name, place in self.places.items():
+            text = text.replace(f"{{{name}}}", str(place))
+        return text
+
+    def file(self, text):
+        path = self.fill(text)
+        if not os.path.exists(path):
+            raise ui.StepFailed(f"{path} does not exist", hint="build it: scripts/dev check build")
+        return path
+
+    def modules(self, wanted):
+        return [{**module, "path": self.file(module["path"])} for module in wanted]
+
+
+def build_upstream(source, kernel, toolchain):
+    """The kernel's own VFIO selftests, static, outside its source."""
+    output = kernel / "selftests"
+    ui.run(["make", "-C", source.joinpath(*UPSTREAM), "TARGETS=vfio", f"O={output}",
+            f"KHDR_INCLUDES=-isystem {kernel / 'usr' / 'include'}",
+            "LDFLAGS=-static -pthread", f"-j{env.nproc()}"],
+           title="Build the kernel's VFIO selftests", log=env.out / "logs" / "upstream-selftests.log",
+           hint="they need a C compiler and libuuid's headers: scripts/dev host")
+    return output / "kselftest" / "vfio"
+
+
+def plan(description, where, tests, drivers, places, leaks=False):
+    """The plan for the runner: a phase without a driver, then one for each."""
+
+    def entry(test, driver=None):
+        fill = places.fill
+        if driver:
+            fill = lambda text: places.fill(text).replace("{module}", driver["name"]).replace("{driver}", name)
+        needs = [{**description.needs[need], "name": need,
+                  "modules": places.modules(description.needs[need].get("modules", []))}
+                 for need in test.needs]
+        entry = {"name": test.name, "needs": needs, "limit": test.limit, "containers": test.containers,
+                 "settings": test.settings, "env": {key: fill(value) for key, value in test.env.items()}}
+        if test.kunit:
+            return {**entry, "kunit": places.file(test.kunit)}
+        return {**entry, "command": [fill(word) for word in test.command]}
+
+    modules = {name: _module_name(driver["path"]) for name, driver in description.drivers.items()}
+    phases = []
+    if plain := [entry(test) for test in tests if not test.drivers]:
+        phases.append({"name": "plain", "tests": plain})
+    for name in drivers:
+        driver = {**description.drivers[name], "name": modules[name],
+                  "rivals": [module for other, module in modules.items() if other != name]}
+        if members := [entry(test, driver) for test in tests if name in test.drivers]:
+            driver["path"] = places.file(driver["path"])
+            phases.append({"name": name, "driver": driver, "tests": members})
+    if not phases:
+        raise ui.StepFailed(f"no test for {where} with the drivers {', '.join(drivers)}")
+    return {"modules": places.modules(description.machines[where]["modules"]),
+            "leaks": leaks, "phases": phases}
+
+
+def _module_name(path):
+    return os.path.basename(path).removesuffix(".ko").replace("-", "_")
+
+
+def judge(outcome, run):
+    """What one test's outcome means, as result cases."""
+    cases = ktap.parse(outcome.text)
+    leaves = ktap.leaves(cases)
+    end = outcome.end
+    if end is None:
+        leaves.append(Case("end", FAIL, "the machine stopped in this test: "
+                           + "; ".join(run.trouble or ["no reason given"])
+                           + "\n" + "\n".join(run.tail)))
+    elif "skip" in end:
+        leaves.append(Case("needs", SKIP, end["skip"]))
+    elif "trouble" in end:
+        leaves.append(Case("trouble", FAIL, end["trouble"]))
+    elif "late" in end:
+        leaves.append(Case("time limit", FAIL, f"not done after {end['late']} s; it was killed\n"
+                           + "\n".join(outcome.text.splitlines()[-8:])))
+    elif end["status"] == KSFT_SKIP and not leaves:
+        leaves.append(Case("all", SKIP, "\n".join(outcome.text.splitlines()[-4:])))
+    elif end["status"] and all(leaf.status != FAIL for leaf in leaves):
+        how = f"exit status {end['status']}" if end["status"] > 0 else f"signal {-end['status']}"
+        if not (end["status"] == KSFT_SKIP and all(leaf.status == SKIP for leaf in leaves)):
+            leaves.append(Case("exit", FAIL, how + "\n" + "\n".join(outcome.text.splitlines()[-8:])))
+    if not leaves:
+        leaves.append(Case("results", FAIL, "it printed no result\n"
+                           + "\n".join(outcome.text.splitlines()[-8:])))
+    if complaints := outcome.complaints():
+        leaves.append(Case("kernel log", FAIL, "\n".join(complaints)))
+    return leaves
+
+
+def compare(test, by_driver):
+    """One case: do all drivers give the same result for every part?"""
+    statuses = {driver: {leaf.name: leaf.status for leaf in leaves} for driver, leaves in by_driver.items()}
+    first, *others = statuses
+    differences = []
+    for other in others:
+        for name in dict.fromkeys([*statuses[first], *statuses[other]]):
+            one, two = (statuses[driver].get(name, "absent") for driver in (first, other))
+            if one != two:
+                differences.append(f"{name}: {first} {one}, {other} {two}")
+    what = f"same on {' and '.join(statuses)}"
+    return Case(what, FAIL if differences else PASS, "\n".join(differences))
+
+
+def collect(stage, where, run, tests, planned, folder):
+    """Turns a run into results of ``stage`` and files under ``folder``."""
+    prefix = f"{where}." if stage.name != where else ""
+    judged = {}
+    for phase in planned["phases"]:
+        members = [test["name"] for test in phase["tests"]]
+        if "driver" in phase:
+            members.append("module")
+        for name in members:
+            outcome = run.outcomes.get((phase["name"], name))
+            suite = f"{prefix}{phase['name']}.{name}"
+            if outcome is None:
+                why = "; ".join(run.trouble) or "the driver did not load"
+                stage.add(suite, "run", FAIL, f"never started: {why}")
+                continue
+            path = folder / phase["name"] / f"{name}.ktap"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(outcome.text)
+            path.with_suffix(".dmesg").write_text(outcome.kernel)
+            leaves = judge(outcome, run)
+            judged.setdefault(name, {})[phase["name"]] = leaves
+            stage.add_cases(suite, leaves, (outcome.end or {}).get("seconds", 0.0))
+    for test in tests:
+        if test.compare and len(by_driver := judged.get(test.name, {})) > 1:
+            case = compare(test, by_driver)
+            stage.add(f"{prefix}compare.{test.name}", case.name, case.status, case.detail)
+
+    boot = machine.Outcome("boot", "boot", kernel=run.boot_kernel)
+    if complaints := boot.complaints():
+        stage.add(f"{prefix}machine", "boots without complaint", FAIL, "\n".join(complaints))
+    if run.trouble:
+        stage.add(f"{prefix}machine", "runs its plan", FAIL,
+                  "\n".join([*run.trouble, f"console: {run.console}", *run.tail]))
+    else:
+        stage.add(f"{prefix}machine", "boots, runs its plan, powers off", PASS, "", run.seconds)
+
+
+def run_stage(stage, where, boot, tests, drivers, places, description, leaks=False):
+    """Boots ``where`` once, runs ``tests``, adds what came out to ``stage``."""
+    folder = report.results / where / stage.name if stage.name != where else report.results / where
+    planned = plan(description, where, tests, drivers, places, leaks)
+
+    def announce(event):
+        kind = event["event"]
+        if kind == "start":
+            ui.info(f"Linux {event['release']} is up, {event['uptime']:.1f} s after power-on")
+        elif kind == "done":
+            key = event["phase"], event["test"]
+            how = event.get("skip") or event.get("trouble") or (
+                f"killed after {event['late']} s" if "late" in event else "")
+            ui.info(f"{'/'.join(key)}: {ui.duration(event['seconds'])}{' ' + how if how else ''}")
+
+    with ui.step(f"Boot {where} for {sum(len(phase['tests']) for phase in planned['phases'])} test runs"):
+        run = boot(folder).run(planned, announce)
+    collect(stage, where, run, tests, planned, folder)
+    return run
