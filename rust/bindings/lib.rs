@@ -28,3 +28,5 @@ use kernel::{
 use pin_init::MaybeZeroable;
 
 include!("generated.rs");
+
+mod layout;
