@@ -21,6 +21,7 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*, //
 };
+use pin_plan::pfnmap_run;
 
 /// Consecutive page frames that a device may use while this exists.
 ///
@@ -101,15 +102,6 @@ impl PinnedRun {
         self.has_pages()
             // SAFETY: The frame has a page, as just found.
             .then(|| unsafe { vrs_bindings::vrs_pfn_to_page(self.first as c_ulong) })
-    }
-
-    /// The first `count` frames of a reserved run, which has nothing to give back.
-    fn truncated(self, count: u64) -> Self {
-        debug_assert!(self.reserved);
-        Self {
-            count: self.count.min(count).max(1),
-            ..*ManuallyDrop::new(self)
-        }
     }
 
     /// Appends `next` if it continues this run, else hands it back.
@@ -264,8 +256,8 @@ impl Pinner {
             if vma.flags() & virt::flags::PFNMAP == 0 {
                 return Err(error);
             }
-            match follow(mm, vma, vaddr, self.write)? {
-                Some(run) => return Ok(Filled::Frames(run.truncated(want))),
+            match follow(mm, vma, vaddr, want, self.write)? {
+                Some(run) => return Ok(Filled::Frames(run)),
                 // The fault handler dropped the lock: the VMA may be another now.
                 None => continue,
             }
@@ -327,6 +319,7 @@ fn follow(
     mm: &MmWithUser,
     vma: &virt::VmaRef,
     vaddr: usize,
+    want: u64,
     write: bool,
 ) -> Result<Option<PinnedRun>> {
     let mut args = bindings::follow_pfnmap_args {
@@ -359,11 +352,10 @@ fn follow(
     if !frame_is_reserved(frame) || (write && !writable) {
         return Err(EFAULT);
     }
-    let last_in_leaf = frame | (!mask / PAGE_SIZE as u64);
     // INVARIANT: Reserved frames own no pins.
     Ok(Some(PinnedRun {
         first: frame,
-        count: last_in_leaf - frame + 1,
+        count: pfnmap_run(frame, mask, PAGE_SIZE.trailing_zeros(), want).max(1),
         reserved: true,
         dirty: write,
     }))

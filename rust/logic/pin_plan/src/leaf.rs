@@ -95,8 +95,11 @@ impl Run {
 const TOP_BIT: u64 = 1 << 63;
 
 /// Number of leaves of each size, for reports.
+///
+/// Every mapping has one, so counts are small: more than [`u32::MAX`] leaves of a size, which is 16
+/// TiB of the smallest, are counted as so many.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct LeafCounts([u64; 64]);
+pub struct LeafCounts([u32; 64]);
 
 impl LeafCounts {
     /// Adds the leaves of one contiguous run, see [`leaves`].
@@ -110,7 +113,7 @@ impl LeafCounts {
     pub fn add(&mut self, leaf: Leaf) {
         // Of a power of two the binary logarithm is below 64.
         if let Some(count) = self.0.get_mut(leaf.size.trailing_zeros() as usize) {
-            *count = count.saturating_add(leaf.count);
+            *count = count.saturating_add(u32::try_from(leaf.count).unwrap_or(u32::MAX));
         }
     }
 
@@ -131,7 +134,8 @@ impl LeafCounts {
     /// Returns the sizes in bytes that occur, ascending, each with its number of leaves.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + Clone + '_ {
         let sizes = (0..u64::BITS).filter_map(|shift| 1u64.checked_shl(shift));
-        sizes.zip(self.0).filter(|&(_, count)| count != 0)
+        let counts = self.0.iter().map(|&count| u64::from(count));
+        sizes.zip(counts).filter(|&(_, count)| count != 0)
     }
 
     /// Returns whether there are no leaves at all.

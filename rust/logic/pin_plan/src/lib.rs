@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Batching, contiguity and accounting arithmetic of page pinning.
+//! Arithmetic of page pinning.
 //!
-//! How many pages to ask for, which of those that came are contiguous, what an IOMMU makes of a
-//! contiguous run, and whether the memory-lock limit admits it. Sizes and addresses are in bytes,
+//! What a leaf of a PFN mapping offers, what an IOMMU makes of a contiguous run, and whether the
+//! memory-lock limit admits it. Sizes and addresses are in bytes,
 //! page frame numbers (PFNs) and counts in CPU pages.
 
 #![cfg_attr(not(MODULE), no_std)]
@@ -17,15 +17,10 @@
     clippy::unwrap_used
 )]
 
-mod batch;
 mod budget;
 mod leaf;
+mod pfnmap;
 
-pub use batch::{
-    contiguous_prefix,
-    next_batch,
-    pfnmap_run, //
-};
 pub use budget::{
     Budget,
     OverLimit, //
@@ -35,6 +30,7 @@ pub use leaf::{
     Leaf,
     LeafCounts, //
 };
+pub use pfnmap::pfnmap_run;
 
 #[cfg(any(test, vrs_kunit))]
 #[cfg_attr(vrs_kunit, kernel::macros::kunit_tests(pin_plan))]
@@ -156,26 +152,6 @@ mod tests {
         };
         assert_eq!(available(10, 7), Err(6));
         assert_eq!(available(17, 0), Err(0));
-    }
-
-    #[test]
-    fn batches() {
-        assert_eq!(next_batch(1000, 512, false), 512);
-        assert_eq!(next_batch(3, 512, false), 3);
-        assert_eq!(next_batch(3, 512, true), 1);
-        assert_eq!(next_batch(0, 512, true), 0);
-        assert_eq!(next_batch(u64::MAX, u64::MAX, false), u64::MAX);
-    }
-
-    #[test]
-    fn contiguous_pages() {
-        assert_eq!(contiguous_prefix(&[]), 0);
-        assert_eq!(contiguous_prefix(&[7]), 1);
-        assert_eq!(contiguous_prefix(&[7, 8, 9]), 3);
-        assert_eq!(contiguous_prefix(&[7, 8, 10, 11]), 2);
-        assert_eq!(contiguous_prefix(&[7, 7]), 1);
-        assert_eq!(contiguous_prefix(&[7, 6]), 1);
-        assert_eq!(contiguous_prefix(&[u64::MAX, 0]), 1);
     }
 
     #[test]

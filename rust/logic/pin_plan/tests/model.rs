@@ -3,7 +3,6 @@
 //! Pinning arithmetic against loops over single leaves and pages.
 
 use pin_plan::{
-    contiguous_prefix,
     leaves,
     pfnmap_run,
     Budget,
@@ -134,24 +133,6 @@ proptest! {
         both.merge(&gone);
         both.subtract(&counts);
         prop_assert_eq!(both, gone);
-    }
-
-    #[test]
-    fn contiguous_prefix_ends_at_the_first_gap(
-        first in any::<u64>(),
-        steps in prop::collection::vec(prop_oneof![9 => Just(1u64), 1 => any::<u64>()], 0..40),
-    ) {
-        let mut pfns = vec![first];
-        for &step in &steps {
-            pfns.push(pfns[pfns.len() - 1].wrapping_add(step));
-        }
-        let mut expected = 1;
-        while expected < pfns.len()
-            && u128::from(pfns[expected]) == u128::from(pfns[expected - 1]) + 1
-        {
-            expected += 1;
-        }
-        prop_assert_eq!(contiguous_prefix(&pfns), expected);
     }
 
     #[test]
