@@ -47,7 +47,8 @@ impl Container {
             return self.invalidate_vaddrs(request);
         }
 
-        let mut unmapped = 0;
+        // As in C the sum wraps: without an IOMMU mappings can fill all 64 bits of addresses.
+        let mut unmapped: u64 = 0;
         let mut pinned: Option<(Arc<Mapping>, u32)> = None;
         let mut progress = Progress::Start;
         loop {
@@ -57,7 +58,7 @@ impl Container {
                 Step::Done => return Ok(unmapped),
                 Step::Remove(mapping) => {
                     self.remove(&mapping, range, bitmap, &topology)?;
-                    unmapped += mapping.size();
+                    unmapped = unmapped.wrapping_add(mapping.size());
                     progress = Progress::behind(mapping.iova(), range);
                 }
                 Step::Notify(mapping) => {
@@ -195,14 +196,14 @@ impl Container {
             });
         }
 
-        let mut size = 0;
+        let mut size: u64 = 0;
         let mut progress = Progress::Rest(range);
         while let Progress::Rest(rest) = progress {
             let Some(iova) = space.first_in(rest).map(|entry| entry.mapping.iova()) else {
                 break;
             };
             space.set_vaddr_invalid(iova.first(), true);
-            size += iova.size().unwrap_or(0);
+            size = size.wrapping_add(iova.size().unwrap_or(0));
             progress = Progress::behind(iova, range);
         }
         Ok(size)
