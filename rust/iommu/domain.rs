@@ -32,8 +32,11 @@ struct Table {
 
 impl Table {
     fn alloc_for(group: &Group) -> Result<Self> {
+        /// # Safety
+        ///
+        /// `dev` is a valid device, `out` points at a pointer to a domain.
         unsafe extern "C" fn alloc(dev: *mut bindings::device, out: *mut c_void) -> c_int {
-            // SAFETY: `dev` is a device of the group, `out` is what was passed below.
+            // SAFETY: By the requirements of this function.
             unsafe {
                 *out.cast::<*mut bindings::iommu_domain>() =
                     bindings::iommu_paging_domain_alloc_flags(dev, 0);

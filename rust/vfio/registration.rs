@@ -192,6 +192,11 @@ impl<T: Container> Drop for Registration<T> {
 }
 
 /// The functions that C calls.
+///
+/// The core calls them between registration and unregistration, with `data` from `open`. A group is
+/// one that the core holds; a device is registered when it is opened and unregistered when it is
+/// closed; buffers and page arrays are those of the callers of `vfio_pin_pages()` and
+/// `vfio_dma_rw()`.
 struct Callbacks<T>(core::marker::PhantomData<T>);
 
 impl<T: Container> Callbacks<T> {
@@ -220,7 +225,7 @@ impl<T: Container> Callbacks<T> {
             .ok_or(EINVAL)
     }
 
-    unsafe extern "C" fn open(kind: c_ulong) -> *mut c_void {
+    extern "C" fn open(kind: c_ulong) -> *mut c_void {
         let open = || {
             let registry = T::slot().registry().ok_or(ENODEV)?;
             let devices = Arc::pin_init(Devices::new(), GFP_KERNEL)?;
@@ -233,7 +238,7 @@ impl<T: Container> Callbacks<T> {
         }
     }
 
-    unsafe extern "C" fn release(data: *mut c_void) {
+    extern "C" fn release(data: *mut c_void) {
         let removed = T::slot()
             .registry()
             .and_then(|registry| registry.remove(data.addr()));
@@ -242,7 +247,7 @@ impl<T: Container> Callbacks<T> {
         }
     }
 
-    unsafe extern "C" fn ioctl(data: *mut c_void, cmd: c_uint, arg: c_ulong) -> c_long {
+    extern "C" fn ioctl(data: *mut c_void, cmd: c_uint, arg: c_ulong) -> c_long {
         // Asked without a container before one is opened.
         const CHECK_EXTENSION: u32 = kernel::ioctl::_IO(b';' as u32, 101);
 
@@ -265,6 +270,9 @@ impl<T: Container> Callbacks<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// `group` is valid during the call.
     unsafe extern "C" fn attach_group(
         data: *mut c_void,
         group: *mut bindings::iommu_group,
@@ -276,22 +284,28 @@ impl<T: Container> Callbacks<T> {
                 vfio_group_type::VFIO_EMULATED_IOMMU => GroupKind::Emulated,
                 _ => GroupKind::NoIommu,
             };
-            // SAFETY: The core passes a group that it holds.
+            // SAFETY: By the requirement of this function.
             let group = unsafe { Group::from_raw(group) };
             Self::served(data)?.container.attach_group(group, kind)?;
             Ok(0)
         })
     }
 
+    /// # Safety
+    ///
+    /// `group` is valid during the call.
     unsafe extern "C" fn detach_group(data: *mut c_void, group: *mut bindings::iommu_group) {
         if let Ok(served) = Self::served(data) {
-            // SAFETY: The core passes a group that it holds.
+            // SAFETY: By the requirement of this function.
             served
                 .container
                 .detach_group(unsafe { Group::from_raw(group) });
         }
     }
 
+    /// # Safety
+    ///
+    /// `group` is valid during the call; `pages` is null or has room for `npage` pointers.
     unsafe extern "C" fn pin_pages(
         data: *mut c_void,
         group: *mut bindings::iommu_group,
@@ -304,9 +318,9 @@ impl<T: Container> Callbacks<T> {
             if pages.is_null() {
                 return Err(EINVAL);
             }
-            // SAFETY: The caller of `vfio_pin_pages()` has room for `npage` pointers.
+            // SAFETY: By the requirement of this function.
             let mut pages = unsafe { PageArray::from_raw(pages, npage) };
-            // SAFETY: The core passes a group that it holds.
+            // SAFETY: By the requirement of this function.
             let group = unsafe { Group::from_raw(group) };
             Self::served(data)?
                 .container
@@ -315,27 +329,35 @@ impl<T: Container> Callbacks<T> {
         })
     }
 
-    unsafe extern "C" fn unpin_pages(data: *mut c_void, iova: bindings::dma_addr_t, npage: c_int) {
+    extern "C" fn unpin_pages(data: *mut c_void, iova: bindings::dma_addr_t, npage: c_int) {
         if let Ok(served) = Self::served(data) {
             served.container.unpin_pages(iova, npage);
         }
     }
 
+    /// # Safety
+    ///
+    /// `device` is valid, and stays so until it is unregistered; it is on no list.
     unsafe extern "C" fn register_device(data: *mut c_void, device: *mut vfio_device) {
         if let Ok(served) = Self::served(data) {
-            // SAFETY: The core registers a device when it is opened and unregisters it when it is
-            // closed, which is before the container goes.
+            // SAFETY: By the requirement of this function.
             unsafe { served.devices.add(device) };
         }
     }
 
+    /// # Safety
+    ///
+    /// `device` was registered with this container and has not been unregistered.
     unsafe extern "C" fn unregister_device(data: *mut c_void, device: *mut vfio_device) {
         if let Ok(served) = Self::served(data) {
-            // SAFETY: As in `register_device`; the container is the same in between.
+            // SAFETY: By the requirement of this function.
             unsafe { served.devices.remove(device) };
         }
     }
 
+    /// # Safety
+    ///
+    /// `buffer` is null or valid for `count` bytes, for reading if `write`, else for writing.
     unsafe extern "C" fn dma_rw(
         data: *mut c_void,
         iova: bindings::dma_addr_t,
@@ -348,7 +370,7 @@ impl<T: Container> Callbacks<T> {
                 return Err(EINVAL);
             };
             let buffer = if write {
-                // SAFETY: The caller of `vfio_dma_rw()` passes a buffer of this size to read from.
+                // SAFETY: By the requirement of this function.
                 Buffer::Write(unsafe { slice::from_raw_parts(buffer.as_ptr(), count) })
             } else {
                 // SAFETY: As above, to be written to, by nobody else meanwhile.
@@ -359,6 +381,9 @@ impl<T: Container> Callbacks<T> {
         })
     }
 
+    /// # Safety
+    ///
+    /// `group` is null or valid during the call.
     unsafe extern "C" fn group_iommu_domain(
         data: *mut c_void,
         group: *mut bindings::iommu_group,
@@ -368,7 +393,7 @@ impl<T: Container> Callbacks<T> {
         }
         match Self::served(data) {
             Ok(served) => {
-                // SAFETY: The core passes a group that it holds.
+                // SAFETY: By the requirement of this function.
                 let group = unsafe { Group::from_raw(group) };
                 served.container.with_domain_of(group, |domain| {
                     domain.map_or_else(|| ENODEV.to_ptr(), |domain| domain.as_raw())
