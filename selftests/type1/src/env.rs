@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine under test: devices, drivers, and containers set up on them.
+
+use std::fs;
+use std::io::Write;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::process;
+
+use clap::ValueEnum;
+use type1_status::host::{
+    Host,
+    C_DRIVER,
+    RUST_DRIVER, //
+};
+use vfio_bindings::bindings::vfio;
+
+use crate::check::{
+    expect,
+    missing_or_fail,
+    read_needed,
+    Stop,
+    Sys,
+    Verdict, //
+};
+use crate::info::Info;
+use crate::vfio::{
+    Container,
+    Device,
+    Group,
+    PAGE, //
+};
+
+/// The driver which has to serve every container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Driver {
+    /// vfio_iommu_type1
+    C,
+    /// vfio_type1_rs
+    Rust,
+}
+
+/// The two interfaces of type1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Model {
+    V1,
+    V2,
+}
+
+impl Model {
+    pub(crate) const BOTH: [Model; 2] = [Model::V1, Model::V2];
+
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Model::V1 => vfio::VFIO_TYPE1_IOMMU,
+            Model::V2 => vfio::VFIO_TYPE1v2_IOMMU,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Model::V1 => "type1",
+            Model::V2 => "type1v2",
+        }
+    }
+}
+
+/// A PCI function bound to vfio-pci.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pci {
+    pub(crate) bdf: String,
+}
+
+impl Pci {
+    fn sysfs(&self) -> PathBuf {
+        Path::new("/sys/bus/pci/devices").join(&self.bdf)
+    }
+
+    /// The number of its IOMMU group.
+    #[track_caller]
+    pub(crate) fn group(&self) -> Verdict<u32> {
+        let link = self.sysfs().join("iommu_group");
+        let target = fs::read_link(&link).map_err(|e| missing_or_fail(&link, e))?;
+        target
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+            .ok_or_else(|| Stop::fail(format_args!("{}: no group number", link.display())))
+    }
+
+    /// Whether the IOMMU in front of the device can force DMA to be coherent, if it tells.
+    pub(crate) fn iommu_snoops(&self) -> Option<bool> {
+        const ECAP_SNOOP_CONTROL: u64 = 1 << 7;
+        let ecap = fs::read_to_string(self.sysfs().join("iommu/intel-iommu/ecap")).ok()?;
+        let ecap = u64::from_str_radix(ecap.trim().trim_start_matches("0x"), 16).ok()?;
+        Some(ecap & ECAP_SNOOP_CONTROL != 0)
+    }
+
+    /// IOVA the group must not use: first byte and last byte of each region.
+    #[track_caller]
+    pub(crate) fn reserved(&self) -> Verdict<Vec<(u64, u64)>> {
+        let path = format!(
+            "/sys/kernel/iommu_groups/{}/reserved_regions",
+            self.group()?
+        );
+        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        read_needed(Path::new(&path))?
+            .lines()
+            .filter(|line| !line.ends_with("direct-relaxable"))
+            .map(|line| {
+                let mut words = line.split_whitespace();
+                let first = words.next().and_then(hex);
+                let last = words.next().and_then(hex);
+                first
+                    .zip(last)
+                    .ok_or_else(|| Stop::fail(format_args!("{path}: {line:?} is not a range")))
+            })
+            .collect()
+    }
+}
+
+/// What the command line says about the machine.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) devices: Vec<Pci>,
+    pub(crate) edu: Option<Pci>,
+    pub(crate) edu_is_second: bool,
+    pub(crate) expected: Option<Driver>,
+    pub(crate) host: Host,
+}
+
+impl Env {
+    /// The device most tests use.
+    #[track_caller]
+    pub(crate) fn first(&self) -> Verdict<&Pci> {
+        self.devices
+            .first()
+            .ok_or_else(|| Stop::skip("a PCI device (--device)"))
+    }
+
+    /// A device in another group.
+    #[track_caller]
+    pub(crate) fn second(&self) -> Verdict<&Pci> {
+        let first = self.first()?.group()?;
+        let edu = self.edu.iter().filter(|_| self.edu_is_second);
+        for pci in self.devices.iter().chain(edu) {
+            if pci.group()? != first {
+                return Ok(pci);
+            }
+        }
+        Err(Stop::skip(
+            "a PCI device in a second IOMMU group (--device)",
+        ))
+    }
+
+    /// QEMU's teaching device.
+    #[track_caller]
+    pub(crate) fn edu(&self) -> Verdict<&Pci> {
+        self.edu
+            .as_ref()
+            .ok_or_else(|| Stop::skip("an edu device (--edu)"))
+    }
+
+    /// A container with the first device's group.
+    #[track_caller]
+    pub(crate) fn open(&self, model: Model) -> Verdict<Session<'_>> {
+        self.open_with(self.first()?, model)
+    }
+
+    /// A container with one group, ready to map.
+    #[track_caller]
+    pub(crate) fn open_with(&self, pci: &Pci, model: Model) -> Verdict<Session<'_>> {
+        let session = self.open_bare(pci)?;
+        session.container.set_iommu(model.number())?;
+        session.check_driver(model)?;
+        Ok(session)
+    }
+
+    /// A container with one group, and no IOMMU model yet.
+    #[track_caller]
+    pub(crate) fn open_bare(&self, pci: &Pci) -> Verdict<Session<'_>> {
+        let container = Container::open()?;
+        let group = Group::open(pci.group()?)?;
+        group.set_container(&container)?;
+        Ok(Session {
+            env: self,
+            pci: pci.clone(),
+            group,
+            container,
+        })
+    }
+
+    /// The driver which serves the containers opened here: the expected one, or else the one
+    /// found out by looking.
+    #[track_caller]
+    pub(crate) fn serving(&self) -> Verdict<Driver> {
+        if let Some(driver) = self.expected {
+            return Ok(driver);
+        }
+        let _session = self.open(Model::V2)?;
+        let ours = self
+            .host
+            .report()?
+            .is_some_and(|report| report.owned_by(process::id()).next().is_some());
+        Ok(if ours { Driver::Rust } else { Driver::C })
+    }
+
+    /// A parameter of the serving driver's module.
+    #[track_caller]
+    pub(crate) fn parameter(&self, name: &str) -> Verdict<Parameter> {
+        let module = match self.serving()? {
+            Driver::C => C_DRIVER,
+            Driver::Rust => RUST_DRIVER,
+        };
+        let path = PathBuf::from(format!("/sys/module/{module}/parameters/{name}"));
+        let before = read_needed(&path)?;
+        Ok(Parameter { path, before })
+    }
+}
+
+/// A module parameter, put back when dropped.
+pub(crate) struct Parameter {
+    path: PathBuf,
+    before: String,
+}
+
+impl Parameter {
+    #[track_caller]
+    pub(crate) fn set(&self, value: &str) -> Verdict {
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&self.path)
+            .map_err(|e| missing_or_fail(&self.path, e))?
+            .write_all(value.as_bytes())?;
+        Ok(())
+    }
+
+    pub(crate) fn original(&self) -> &str {
+        self.before.trim()
+    }
+}
+
+impl Drop for Parameter {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.path, &self.before);
+    }
+}
+
+/// A container with a group. Dropping it closes the group first.
+#[derive(Debug)]
+pub(crate) struct Session<'a> {
+    env: &'a Env,
+    pub(crate) pci: Pci,
+    pub(crate) group: Group,
+    pub(crate) container: Container,
+}
+
+impl Session<'_> {
+    /// Checks which driver serves this container.
+    #[track_caller]
+    pub(crate) fn check_driver(&self, model: Model) -> Verdict {
+        let Some(expected) = self.env.expected else {
+            return Ok(());
+        };
+        let host = &self.env.host;
+        let path = host.report_path();
+        let report = host.report()?;
+        let pid = process::id();
+
+        match expected {
+            Driver::Rust => {
+                let report = report.ok_or_else(|| {
+                    Stop::fail(format_args!(
+                        "{}: not there, so {RUST_DRIVER} cannot be seen to serve this container",
+                        path.display()
+                    ))
+                })?;
+                let group = self.pci.group()?;
+                let served = report.owned_by(pid).any(|container| {
+                    container.driver == RUST_DRIVER
+                        && container.model == model.name()
+                        && container.domains.iter().any(|d| d.groups.contains(&group))
+                });
+                expect(
+                    format_args!(
+                        "{}: a {} container of pid {pid} with group {group}, served by {RUST_DRIVER}",
+                        path.display(),
+                        model.name()
+                    ),
+                    served,
+                )
+            }
+            Driver::C => {
+                let listed = report.is_some_and(|report| report.owned_by(pid).next().is_some());
+                expect(
+                    format_args!("{}: no container of pid {pid}", path.display()),
+                    !listed,
+                )?;
+                let references = host.driver(C_DRIVER).references;
+                expect(
+                    format_args!("module {C_DRIVER} in use (references: {references:?})"),
+                    references.is_some_and(|n| n >= 1),
+                )
+            }
+        }
+    }
+
+    /// Opens the device of the group.
+    pub(crate) fn device(&self) -> Sys<Device> {
+        self.group.device(&self.pci.bdf)
+    }
+
+    /// Reads GET_INFO with all its capabilities.
+    #[track_caller]
+    pub(crate) fn info(&self) -> Verdict<Info> {
+        Info::read(&self.container)
+    }
+
+    /// Fails unless the IOVA range is free: maps and unmaps it.
+    #[track_caller]
+    pub(crate) fn expect_free(&self, iova: u64, vaddr: u64, size: u64) -> Verdict {
+        self.container.map(iova, vaddr, size, crate::vfio::READ)?;
+        let unmapped = self.container.unmap(iova, size, 0)?;
+        crate::check::expect_eq("bytes unmapped", unmapped, size)
+    }
+
+    /// The last page of the highest usable IOVA range.
+    #[track_caller]
+    pub(crate) fn last_page(&self) -> Verdict<u64> {
+        let info = self.info()?;
+        let last = info
+            .iova
+            .last()
+            .ok_or_else(|| Stop::fail("GET_INFO lists no IOVA range"))?;
+        Ok(last.1 - (PAGE - 1))
+    }
+}

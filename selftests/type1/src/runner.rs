@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs each test in a process of its own and prints KTAP.
+
+use std::io::{
+    self,
+    Read,
+    Write, //
+};
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd,
+    OwnedFd, //
+};
+use std::panic::{
+    catch_unwind,
+    AssertUnwindSafe, //
+};
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use nix::errno::Errno;
+use nix::sys::signal::{
+    killpg,
+    Signal, //
+};
+use nix::sys::wait::{
+    waitpid,
+    WaitStatus, //
+};
+use nix::unistd::{
+    fork,
+    setpgid,
+    ForkResult,
+    Pid, //
+};
+
+use crate::check::{
+    expect_eq,
+    Stop,
+    Verdict, //
+};
+use crate::env::Env;
+use crate::proc;
+
+/// A named check.
+#[derive(Clone, Copy)]
+pub(crate) struct Test {
+    /// Stable, unique; the part before the dot names the subject.
+    pub(crate) name: &'static str,
+    /// What must hold.
+    pub(crate) about: &'static str,
+    /// Runs in a process of its own.
+    pub(crate) body: fn(&Env) -> Verdict,
+}
+
+/// Counts of a run.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Totals {
+    pub(crate) pass: usize,
+    pub(crate) fail: usize,
+    pub(crate) skip: usize,
+}
+
+/// Runs `tests` in order, then checks that nothing stayed pinned.
+pub(crate) fn run(env: &Env, tests: &[Test], limit: Duration) -> io::Result<Totals> {
+    const BALANCE: &str = "pins.balanced";
+    let mut totals = Totals::default();
+    let before = proc::pinned_pages();
+
+    println!("KTAP version 1");
+    println!("1..{}", tests.len() + 1);
+    for (index, test) in tests.iter().enumerate() {
+        let verdict = run_one(env, test, limit)?;
+        totals.print(index + 1, test.name, verdict);
+    }
+    let verdict = match before {
+        None => Err(Stop::skip("nr_foll_pin_acquired in /proc/vmstat")),
+        Some(before) => settled(before),
+    };
+    totals.print(tests.len() + 1, BALANCE, verdict);
+
+    println!(
+        "# Totals: pass:{} fail:{} xfail:0 xpass:0 skip:{} error:0",
+        totals.pass, totals.fail, totals.skip
+    );
+    Ok(totals)
+}
+
+impl Totals {
+    fn print(&mut self, number: usize, name: &str, verdict: Verdict) {
+        match verdict {
+            Ok(()) => {
+                self.pass += 1;
+                println!("ok {number} {name}");
+            }
+            Err(Stop::Skip(what)) => {
+                self.skip += 1;
+                println!("ok {number} {name} # SKIP not on this machine: {what}");
+            }
+            Err(Stop::Fail(why)) => {
+                self.fail += 1;
+                for line in why.lines() {
+                    println!("# {line}");
+                }
+                println!("not ok {number} {name}");
+            }
+        }
+        // A reader on a serial line wants to see the last test before a hang.
+        let _ = io::stdout().flush();
+    }
+}
+
+/// Runs one test, with the checks that hold for all of them.
+fn run_one(env: &Env, test: &Test, limit: Duration) -> io::Result<Verdict> {
+    let pinned = proc::pinned_pages();
+    let verdict = in_child(|| guarded(env, test), limit)?;
+    Ok(verdict.and_then(|()| pinned.map_or(Ok(()), settled)))
+}
+
+/// The body of a test, with what it may not leave behind.
+fn guarded(env: &Env, test: &Test) -> Verdict {
+    let before = proc::locked()?;
+    (test.body)(env)?;
+    expect_eq("locked memory after the test", proc::locked()?, before)
+}
+
+/// Waits until as many pages are pinned as were `before`.
+///
+/// Others on the machine pin pages too, for a moment, so an imbalance only counts if it stays.
+fn settled(before: i64) -> Verdict {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let Some(now) = proc::pinned_pages() else {
+            return Err(Stop::fail("/proc/vmstat has lost its pin counters"));
+        };
+        if now == before {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Stop::fail(format_args!(
+                "nr_foll_pin_acquired - nr_foll_pin_released: expected {before}, got {now}"
+            )));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs `body` in a forked process and in its own process group, for at most `limit`.
+fn in_child(body: impl FnOnce() -> Verdict, limit: Duration) -> io::Result<Verdict> {
+    let (mut reader, mut writer) = proc::pipe()?;
+    io::stdout().flush()?;
+
+    // SAFETY: This process has one thread, so the child may do all that the parent may.
+    let child = match unsafe { fork() }? {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            drop(reader);
+            let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+            let verdict = catch_unwind(AssertUnwindSafe(body))
+                .unwrap_or_else(|_| Err(Stop::Fail("panicked, see standard error".into())));
+            let text = match verdict {
+                Ok(()) => "P".to_owned(),
+                Err(Stop::Skip(what)) => format!("S{what}"),
+                Err(Stop::Fail(why)) => format!("F{why}"),
+            };
+            let _ = writer.write_all(text.as_bytes());
+            // SAFETY: Buffers and handlers belong to the parent.
+            unsafe { libc::_exit(0) }
+        }
+    };
+    drop(writer);
+
+    let timed_out = !ends_within(child, limit)?;
+    // Whatever a failed test has left running would keep the group busy.
+    let _ = killpg(child, Signal::SIGKILL);
+    let status = waitpid(child, None)?;
+
+    let mut text = String::new();
+    reader.read_to_string(&mut text)?;
+    Ok(match (text.split_at_checked(1), status) {
+        _ if timed_out => Err(Stop::Fail(format!("not done after {} s", limit.as_secs()))),
+        (Some(("P", _)), WaitStatus::Exited(_, 0)) => Ok(()),
+        (Some(("S", what)), _) => Err(Stop::Skip(what.to_owned())),
+        (Some(("F", why)), _) => Err(Stop::Fail(why.to_owned())),
+        _ => Err(Stop::Fail(format!(
+            "the test process ended with {status:?}"
+        ))),
+    })
+}
+
+/// Waits for a process to end, without reaping it.
+fn ends_within(pid: Pid, limit: Duration) -> io::Result<bool> {
+    // SAFETY: The call takes two numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: The kernel has just opened it; descriptors are ints.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    loop {
+        // SAFETY: One structure, which outlives the call.
+        match Errno::result(unsafe { libc::poll(&raw mut poll, 1, milliseconds) }) {
+            Err(Errno::EINTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
+}

@@ -1,0 +1,453 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VFIO files and their ioctls, with nothing between the caller and the kernel.
+//!
+//! The wrappers add names and errors but no policy: a test can put any value in any field.
+//!
+//! Mapping memory for DMA hands it to a device. The functions here are safe to call because no
+//! device of these tests does DMA by itself: bus mastering is off until [`crate::edu`] turns it
+//! on, and that device accesses only what it is told to.
+
+use std::fs::{
+    File,
+    OpenOptions, //
+};
+use std::mem;
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd,
+    OwnedFd,
+    RawFd, //
+};
+use std::os::unix::fs::FileExt;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+use nix::errno::Errno;
+use nix::request_code_none;
+use vfio_bindings::bindings::vfio;
+
+use crate::check::{
+    missing_or_fail,
+    Stop,
+    Sys,
+    SysError,
+    Verdict, //
+};
+
+/// Base page size, which is also the smallest IOVA page on the machines tested.
+pub(crate) const PAGE: u64 = 4096;
+
+pub(crate) const READ: u32 = vfio::VFIO_DMA_MAP_FLAG_READ;
+pub(crate) const WRITE: u32 = vfio::VFIO_DMA_MAP_FLAG_WRITE;
+pub(crate) const RW: u32 = READ | WRITE;
+pub(crate) const MAP_VADDR: u32 = vfio::VFIO_DMA_MAP_FLAG_VADDR;
+pub(crate) const UNMAP_DIRTY: u32 = vfio::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+pub(crate) const UNMAP_ALL: u32 = vfio::VFIO_DMA_UNMAP_FLAG_ALL;
+pub(crate) const UNMAP_VADDR: u32 = vfio::VFIO_DMA_UNMAP_FLAG_VADDR;
+pub(crate) const DIRTY_START: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_START;
+pub(crate) const DIRTY_STOP: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP;
+pub(crate) const DIRTY_GET: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+
+/// The ioctls, by their offset from VFIO_BASE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Command(pub(crate) u8);
+
+impl Command {
+    pub(crate) const GET_API_VERSION: Self = Command(0);
+    pub(crate) const CHECK_EXTENSION: Self = Command(1);
+    pub(crate) const SET_IOMMU: Self = Command(2);
+    pub(crate) const GROUP_SET_CONTAINER: Self = Command(4);
+    pub(crate) const GROUP_UNSET_CONTAINER: Self = Command(5);
+    pub(crate) const GROUP_GET_DEVICE_FD: Self = Command(6);
+    pub(crate) const DEVICE_GET_REGION_INFO: Self = Command(8);
+    pub(crate) const GET_INFO: Self = Command(12);
+    pub(crate) const MAP_DMA: Self = Command(13);
+    pub(crate) const UNMAP_DMA: Self = Command(14);
+    pub(crate) const ENABLE: Self = Command(15);
+    pub(crate) const DISABLE: Self = Command(16);
+    pub(crate) const DIRTY_PAGES: Self = Command(17);
+
+    /// The request number.
+    fn code(self) -> libc::Ioctl {
+        let base = vfio::VFIO_BASE as u8;
+        request_code_none!(vfio::VFIO_TYPE, base + self.0) as libc::Ioctl
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::GET_API_VERSION => "VFIO_GET_API_VERSION".into(),
+            Self::CHECK_EXTENSION => "VFIO_CHECK_EXTENSION".into(),
+            Self::SET_IOMMU => "VFIO_SET_IOMMU".into(),
+            Self::GROUP_SET_CONTAINER => "VFIO_GROUP_SET_CONTAINER".into(),
+            Self::GROUP_UNSET_CONTAINER => "VFIO_GROUP_UNSET_CONTAINER".into(),
+            Self::GROUP_GET_DEVICE_FD => "VFIO_GROUP_GET_DEVICE_FD".into(),
+            Self::DEVICE_GET_REGION_INFO => "VFIO_DEVICE_GET_REGION_INFO".into(),
+            Self::GET_INFO => "VFIO_IOMMU_GET_INFO".into(),
+            Self::MAP_DMA => "VFIO_IOMMU_MAP_DMA".into(),
+            Self::UNMAP_DMA => "VFIO_IOMMU_UNMAP_DMA".into(),
+            Self::ENABLE => "VFIO_IOMMU_ENABLE".into(),
+            Self::DISABLE => "VFIO_IOMMU_DISABLE".into(),
+            Self::DIRTY_PAGES => "VFIO_IOMMU_DIRTY_PAGES".into(),
+            Command(n) => format!("VFIO ioctl {n}"),
+        }
+    }
+}
+
+/// Issues an ioctl whose argument is a number, or an address.
+///
+/// # Safety
+///
+/// If the kernel takes `arg` for an address, nothing may live there, or what lives there may be
+/// read and written by the ioctl: the structure `command` takes, as long as its own size field
+/// says.
+unsafe fn ioctl(fd: &OwnedFd, command: Command, arg: usize, detail: &str) -> Sys<i32> {
+    // SAFETY: The descriptor is open; the caller vouches for the argument.
+    let ret = unsafe { libc::ioctl(fd.as_raw_fd(), command.code(), arg) };
+    Errno::result(ret).map_err(|errno| SysError {
+        call: format!("{}{detail}", command.name()),
+        errno,
+    })
+}
+
+/// Address of `value`, as an ioctl argument.
+fn address<T>(value: &mut T) -> usize {
+    std::ptr::from_mut(value).expose_provenance()
+}
+
+/// UNMAP_DMA with room for a bitmap descriptor.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct UnmapDirty {
+    pub(crate) unmap: vfio::vfio_iommu_type1_dma_unmap,
+    pub(crate) bitmap: vfio::vfio_bitmap,
+}
+
+/// DIRTY_PAGES with the argument of GET_BITMAP.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct DirtyGet {
+    pub(crate) head: vfio::vfio_iommu_type1_dirty_bitmap,
+    pub(crate) range: vfio::vfio_iommu_type1_dirty_bitmap_get,
+}
+
+/// Size of `T` as it goes into a size field.
+pub(crate) const fn argsz<T>() -> u32 {
+    mem::size_of::<T>() as u32
+}
+
+/// A well-formed MAP_DMA argument.
+pub(crate) fn map_arg(
+    iova: u64,
+    vaddr: u64,
+    size: u64,
+    flags: u32,
+) -> vfio::vfio_iommu_type1_dma_map {
+    vfio::vfio_iommu_type1_dma_map {
+        argsz: argsz::<vfio::vfio_iommu_type1_dma_map>(),
+        flags,
+        vaddr,
+        iova,
+        size,
+    }
+}
+
+/// A well-formed UNMAP_DMA argument.
+pub(crate) fn unmap_arg(iova: u64, size: u64, flags: u32) -> vfio::vfio_iommu_type1_dma_unmap {
+    vfio::vfio_iommu_type1_dma_unmap {
+        argsz: argsz::<vfio::vfio_iommu_type1_dma_unmap>(),
+        flags,
+        iova,
+        size,
+        ..Default::default()
+    }
+}
+
+/// Describes `words` as a dirty bitmap of base pages.
+pub(crate) fn bitmap_arg(words: &mut [u64]) -> vfio::vfio_bitmap {
+    vfio::vfio_bitmap {
+        pgsize: PAGE,
+        size: mem::size_of_val(words) as u64,
+        data: words.as_mut_ptr(),
+    }
+}
+
+/// A well-formed GET_BITMAP argument.
+pub(crate) fn dirty_get_arg(iova: u64, size: u64, words: &mut [u64]) -> DirtyGet {
+    DirtyGet {
+        head: vfio::vfio_iommu_type1_dirty_bitmap {
+            argsz: argsz::<DirtyGet>(),
+            flags: DIRTY_GET,
+            ..Default::default()
+        },
+        range: vfio::vfio_iommu_type1_dirty_bitmap_get {
+            iova,
+            size,
+            bitmap: bitmap_arg(words),
+        },
+    }
+}
+
+/// An UNMAP_DMA argument that asks for the dirty bitmap.
+pub(crate) fn unmap_dirty_arg(iova: u64, size: u64, words: &mut [u64]) -> UnmapDirty {
+    let mut arg = UnmapDirty {
+        unmap: unmap_arg(iova, size, UNMAP_DIRTY),
+        bitmap: bitmap_arg(words),
+    };
+    arg.unmap.argsz = argsz::<UnmapDirty>();
+    arg
+}
+
+/// `/dev/vfio/vfio`.
+#[derive(Debug)]
+pub(crate) struct Container(OwnedFd);
+
+impl Container {
+    /// Opens a new container.
+    #[track_caller]
+    pub(crate) fn open() -> Verdict<Self> {
+        open_node(Path::new("/dev/vfio/vfio")).map(Container)
+    }
+
+    /// Adopts a descriptor inherited from the program this one was before exec.
+    ///
+    /// # Safety
+    ///
+    /// The descriptor is an open container and nobody else's.
+    pub(crate) unsafe fn from_raw(fd: RawFd) -> Self {
+        // SAFETY: The caller hands over the descriptor.
+        Container(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    pub(crate) fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Issues `command` with any argument.
+    ///
+    /// # Safety
+    ///
+    /// As for an ioctl: see [`ioctl`].
+    pub(crate) unsafe fn raw(&self, command: Command, arg: usize) -> Sys<i32> {
+        // SAFETY: Same contract.
+        unsafe { ioctl(&self.0, command, arg, &format!("({arg:#x})")) }
+    }
+
+    pub(crate) fn api_version(&self) -> Sys<i32> {
+        // SAFETY: The ioctl takes no argument.
+        unsafe { ioctl(&self.0, Command::GET_API_VERSION, 0, "") }
+    }
+
+    pub(crate) fn check_extension(&self, extension: usize) -> Sys<i32> {
+        let detail = format!("({extension:#x})");
+        // SAFETY: The argument is a number.
+        unsafe { ioctl(&self.0, Command::CHECK_EXTENSION, extension, &detail) }
+    }
+
+    pub(crate) fn set_iommu(&self, model: u32) -> Sys {
+        let detail = format!("({model})");
+        // SAFETY: The argument is a number.
+        unsafe { ioctl(&self.0, Command::SET_IOMMU, model as usize, &detail) }.map(drop)
+    }
+
+    /// Calls GET_INFO on a buffer which starts with a `vfio_iommu_type1_info`.
+    ///
+    /// # Panics
+    ///
+    /// If the buffer is shorter than it tells the kernel.
+    pub(crate) fn get_info(&self, buffer: &mut [u64]) -> Sys {
+        let said = buffer[0] as u32;
+        assert!(said as usize <= mem::size_of_val(buffer));
+
+        let arg = buffer.as_mut_ptr().expose_provenance();
+        let detail = format!("(argsz {said})");
+        // SAFETY: The kernel writes at most as much as the buffer's first field says.
+        unsafe { ioctl(&self.0, Command::GET_INFO, arg, &detail) }.map(drop)
+    }
+
+    pub(crate) fn map(&self, iova: u64, vaddr: u64, size: u64, flags: u32) -> Sys {
+        self.map_with(map_arg(iova, vaddr, size, flags))
+    }
+
+    pub(crate) fn map_with(&self, mut arg: vfio::vfio_iommu_type1_dma_map) -> Sys {
+        let detail = format!(
+            "(argsz {}, flags {:#x}, vaddr {:#x}, iova {:#x}, size {:#x})",
+            arg.argsz, arg.flags, arg.vaddr, arg.iova, arg.size
+        );
+        // SAFETY: The ioctl reads the structure and writes nothing. See the module's first lines
+        // for the memory it makes visible to the device.
+        unsafe { ioctl(&self.0, Command::MAP_DMA, address(&mut arg), &detail) }.map(drop)
+    }
+
+    /// Unmaps, and returns the bytes unmapped.
+    pub(crate) fn unmap(&self, iova: u64, size: u64, flags: u32) -> Sys<u64> {
+        let mut arg = unmap_arg(iova, size, flags);
+        self.unmap_with(&mut arg)?;
+        Ok(arg.size)
+    }
+
+    pub(crate) fn unmap_all(&self) -> Sys<u64> {
+        self.unmap(0, 0, UNMAP_ALL)
+    }
+
+    /// Unmaps with an argument that has no bitmap behind it.
+    pub(crate) fn unmap_with(&self, arg: &mut vfio::vfio_iommu_type1_dma_unmap) -> Sys {
+        let detail = format!(
+            "(argsz {}, flags {:#x}, iova {:#x}, size {:#x})",
+            arg.argsz, arg.flags, arg.iova, arg.size
+        );
+        // The kernel reads past this structure if its size field and flags say so.
+        assert!(arg.argsz <= argsz::<vfio::vfio_iommu_type1_dma_unmap>());
+        // SAFETY: The structure is as long as it says, and the kernel writes no more than it.
+        unsafe { ioctl(&self.0, Command::UNMAP_DMA, address(arg), &detail) }.map(drop)
+    }
+
+    /// Unmaps with a bitmap argument.
+    ///
+    /// # Safety
+    ///
+    /// What the bitmap descriptor names may be written, or is not mapped.
+    pub(crate) unsafe fn unmap_dirty(&self, arg: &mut UnmapDirty) -> Sys {
+        let detail = format!(
+            "(argsz {}, flags {:#x}, iova {:#x}, size {:#x}, {:x?})",
+            arg.unmap.argsz, arg.unmap.flags, arg.unmap.iova, arg.unmap.size, arg.bitmap
+        );
+        assert!(arg.unmap.argsz <= argsz::<UnmapDirty>());
+        // SAFETY: The structure is as long as it says; the caller vouches for the bitmap.
+        unsafe { ioctl(&self.0, Command::UNMAP_DMA, address(arg), &detail) }.map(drop)
+    }
+
+    /// DIRTY_PAGES with a bare header.
+    pub(crate) fn dirty(&self, flags: u32) -> Sys {
+        self.dirty_with(argsz::<vfio::vfio_iommu_type1_dirty_bitmap>(), flags)
+    }
+
+    pub(crate) fn dirty_with(&self, argsz: u32, flags: u32) -> Sys {
+        assert!(flags & DIRTY_GET == 0 || argsz <= self::argsz::<DirtyGet>());
+        let mut arg = dirty_get_arg(0, 0, &mut []);
+        arg.head.argsz = argsz;
+        arg.head.flags = flags;
+        let detail = format!("(argsz {argsz}, flags {flags:#x})");
+        // SAFETY: The kernel reads at most the whole structure, and its bitmap has no bytes.
+        unsafe { ioctl(&self.0, Command::DIRTY_PAGES, address(&mut arg), &detail) }.map(drop)
+    }
+
+    /// Reads the dirty bitmap of a range into `words`.
+    pub(crate) fn dirty_get(&self, iova: u64, size: u64, words: &mut [u64]) -> Sys {
+        // SAFETY: The descriptor names `words` and no more.
+        unsafe { self.dirty_get_with(dirty_get_arg(iova, size, words)) }
+    }
+
+    /// DIRTY_PAGES with the argument of GET_BITMAP.
+    ///
+    /// # Safety
+    ///
+    /// What the bitmap descriptor names may be written, or is not mapped.
+    pub(crate) unsafe fn dirty_get_with(&self, mut arg: DirtyGet) -> Sys {
+        let detail = format!(
+            "(argsz {}, flags {:#x}, {:x?})",
+            arg.head.argsz, arg.head.flags, arg.range
+        );
+        assert!(arg.head.argsz <= argsz::<DirtyGet>());
+        // SAFETY: The structure is as long as it says; the caller vouches for the bitmap.
+        unsafe { ioctl(&self.0, Command::DIRTY_PAGES, address(&mut arg), &detail) }.map(drop)
+    }
+}
+
+/// `/dev/vfio/N`.
+#[derive(Debug)]
+pub(crate) struct Group(OwnedFd);
+
+impl Group {
+    /// Opens a group; it can be open only once.
+    #[track_caller]
+    pub(crate) fn open(number: u32) -> Verdict<Self> {
+        open_node(&PathBuf::from(format!("/dev/vfio/{number}"))).map(Group)
+    }
+
+    pub(crate) fn set_container(&self, container: &Container) -> Sys {
+        let mut fd = container.as_raw_fd();
+        // SAFETY: The ioctl reads an int.
+        unsafe { ioctl(&self.0, Command::GROUP_SET_CONTAINER, address(&mut fd), "") }.map(drop)
+    }
+
+    pub(crate) fn unset_container(&self) -> Sys {
+        // SAFETY: The ioctl takes no argument.
+        unsafe { ioctl(&self.0, Command::GROUP_UNSET_CONTAINER, 0, "") }.map(drop)
+    }
+
+    pub(crate) fn device(&self, bdf: &str) -> Sys<Device> {
+        let name = std::ffi::CString::new(bdf).unwrap_or_default();
+        let detail = format!("({bdf})");
+        let arg = name.as_ptr().expose_provenance();
+        // SAFETY: The ioctl reads a string that ends with a zero.
+        let fd = unsafe { ioctl(&self.0, Command::GROUP_GET_DEVICE_FD, arg, &detail) }?;
+        // SAFETY: The kernel has just opened this descriptor for us.
+        Ok(Device(unsafe { File::from_raw_fd(fd) }))
+    }
+}
+
+/// An open device.
+#[derive(Debug)]
+pub(crate) struct Device(File);
+
+/// Where a region lies in a device file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Region {
+    pub(crate) flags: u32,
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+}
+
+impl Device {
+    pub(crate) fn file(&self) -> &File {
+        &self.0
+    }
+
+    pub(crate) fn region(&self, index: u32) -> Sys<Region> {
+        let mut info = vfio::vfio_region_info {
+            argsz: argsz::<vfio::vfio_region_info>(),
+            index,
+            ..Default::default()
+        };
+        // SAFETY: The kernel writes at most the structure, whose size it is told.
+        let ret = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                Command::DEVICE_GET_REGION_INFO.code(),
+                &raw mut info,
+            )
+        };
+        Errno::result(ret).map_err(|errno| SysError {
+            call: format!("{}({index})", Command::DEVICE_GET_REGION_INFO.name()),
+            errno,
+        })?;
+        Ok(Region {
+            flags: info.flags,
+            size: info.size,
+            offset: info.offset,
+        })
+    }
+
+    /// Sets bits in the PCI command register.
+    pub(crate) fn enable(&self, bits: u16) -> Verdict {
+        const COMMAND: u64 = 4;
+        let config = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?.offset;
+        let mut word = [0; 2];
+        self.0.read_exact_at(&mut word, config + COMMAND)?;
+        let word = (u16::from_le_bytes(word) | bits).to_le_bytes();
+        self.0.write_all_at(&word, config + COMMAND)?;
+        Ok(())
+    }
+}
+
+/// Opens a node below `/dev/vfio`, close-on-exec.
+#[track_caller]
+fn open_node(path: &Path) -> Verdict<OwnedFd> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => Ok(file.into()),
+        Err(error) => Err::<_, Stop>(missing_or_fail(path, error)),
+    }
+}
