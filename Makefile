@@ -5,6 +5,8 @@
 # The build tree of the kernel the modules are for.
 KDIR ?= /lib/modules/$(shell uname -r)/build
 
+RUSTFMT ?= rustfmt
+
 # Tools of the versions that built KDIR; each can be given on the command line.
 kdir-goals := $(filter-out help check check-% demo setup fmt doc,$(or $(MAKECMDGOALS),modules))
 ifneq ($(kdir-goals),)
@@ -46,7 +48,7 @@ $(checks): check-%:
 
 .PHONY: fmt help
 fmt:
-	@scripts/dev fmt
+	@git ls-files -z '*.rs' | xargs -0 $(RUSTFMT) --edition 2021
 
 help:
 	@echo  'Modules, built against KDIR (a built Linux 7.3 tree, LLVM=1):'
