@@ -215,6 +215,8 @@ impl Env {
             Driver::Rust => RUST_DRIVER,
         };
         let path = PathBuf::from(format!("/sys/module/{module}/parameters/{name}"));
+        // The parameters are part of the interface: a driver without them is wrong, not absent.
+        expect(format_args!("{} is there", path.display()), path.exists())?;
         let before = read_needed(&path)?;
         Ok(Parameter { path, before })
     }
