@@ -98,6 +98,32 @@ impl Pci {
         Some(ecap & ECAP_SNOOP_CONTROL != 0)
     }
 
+    /// Size of the IOMMU page-table entry which maps `iova` for the device, 0 if none does.
+    #[track_caller]
+    pub(crate) fn leaf(&self, iova: u64) -> Verdict<u64> {
+        let path = format!(
+            "/sys/kernel/debug/iommu/intel/{}/domain_translation_struct",
+            self.bdf
+        );
+        let wanted = format!("{:#015x}", iova / PAGE);
+        let text = read_needed(Path::new(&path))?;
+        let entries = text
+            .lines()
+            .filter_map(|line| line.split_once('|'))
+            .find(|(page, _)| page.trim() == wanted)
+            .map(|(_, entries)| entries.split_whitespace().count());
+        // The line shows the path from the root: each level below the third divides by 512.
+        match entries {
+            None => Ok(0),
+            Some(5) => Ok(PAGE),
+            Some(4) => Ok(PAGE << 9),
+            Some(3) => Ok(PAGE << 18),
+            Some(n) => Err(Stop::fail(format_args!(
+                "{path}: {n} entries for {iova:#x}"
+            ))),
+        }
+    }
+
     /// IOVA the group must not use: first byte and last byte of each region.
     #[track_caller]
     pub(crate) fn reserved(&self) -> Verdict<Vec<(u64, u64)>> {

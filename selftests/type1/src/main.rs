@@ -89,8 +89,9 @@ fn main() -> Result<ExitCode> {
         })
         .collect();
     if args.list {
-        for test in &chosen {
-            println!("{:<34} {}", test.name, test.about);
+        let names = chosen.iter().map(|test| (test.name, test.about));
+        for (name, about) in names.chain([runner::BALANCE]) {
+            println!("{name:<30} {about}");
         }
         return Ok(ExitCode::SUCCESS);
     }

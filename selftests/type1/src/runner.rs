@@ -57,6 +57,10 @@ pub(crate) struct Test {
     pub(crate) body: fn(&Env) -> Verdict,
 }
 
+/// Name and meaning of the check behind the last test, which no filter leaves out.
+pub(crate) const BALANCE: (&str, &str) =
+    ("pins.balanced", "as many pages are released as were pinned");
+
 /// Counts of a run.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Totals {
@@ -67,7 +71,6 @@ pub(crate) struct Totals {
 
 /// Runs `tests` in order, then checks that nothing stayed pinned.
 pub(crate) fn run(env: &Env, tests: &[Test], limit: Duration) -> io::Result<Totals> {
-    const BALANCE: &str = "pins.balanced";
     let mut totals = Totals::default();
     let before = proc::pinned_pages();
 
@@ -81,7 +84,7 @@ pub(crate) fn run(env: &Env, tests: &[Test], limit: Duration) -> io::Result<Tota
         None => Err(Stop::skip("nr_foll_pin_acquired in /proc/vmstat")),
         Some(before) => settled(before),
     };
-    totals.print(tests.len() + 1, BALANCE, verdict);
+    totals.print(tests.len() + 1, BALANCE.0, verdict);
 
     println!(
         "# Totals: pass:{} fail:{} xfail:0 xpass:0 skip:{} error:0",

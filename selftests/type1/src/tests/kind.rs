@@ -52,6 +52,8 @@ tests! {
     "kind.alias", "memory mapped twice is charged twice" => alias;
     "kind.sum", "the charge is the sum of all mappings" => sum;
     "kind.unmapped_memory", "memory may go away from the process before it is unmapped" => unmapped_memory;
+    "kind.leaf_sizes", "large pages become large entries of the IOMMU where they fit" => leaf_sizes;
+    "kind.leaf_disabled", "disable_hugepages keeps all entries small" => leaf_disabled;
     "kind.close", "closing releases every charge" => close;
 }
 
@@ -325,4 +327,57 @@ fn close(env: &Env) -> Verdict {
         expect_eq("locked memory after close", locked()?, before)?;
     }
     Ok(())
+}
+
+/// Maps all of `memory` and compares the size of the entry that maps its first page.
+#[track_caller]
+fn expect_leaf(session: &Session<'_>, iova: u64, memory: &Memory, want: u64) -> Verdict {
+    session
+        .container
+        .map(iova, memory.vaddr(), memory.len(), RW)?;
+    expect_eq(
+        format_args!("entry at {iova:#x}"),
+        session.pci.leaf(iova)?,
+        want,
+    )?;
+    session.container.unmap(iova, memory.len(), 0)?;
+    expect_eq(
+        format_args!("entry at {iova:#x} after unmap"),
+        session.pci.leaf(iova)?,
+        0,
+    )
+}
+
+fn leaf_sizes(env: &Env) -> Verdict {
+    let thp = Memory::thp(2 * MIB)?;
+    let small = Memory::hugetlb(2 * MIB, 2 * MIB)?;
+    let large = Memory::hugetlb(GIB, GIB)?;
+    for model in Model::BOTH {
+        let session = env.open(model)?;
+        let sizes = session.info()?.pgsizes;
+        let or_less = |size, less| if sizes & size == 0 { less } else { size };
+        let two = or_less(2 * MIB, PAGE);
+
+        expect_leaf(&session, GIB, &thp, two)?;
+        expect_leaf(&session, GIB, &small, two)?;
+        expect_leaf(&session, GIB, &large, or_less(GIB, two))?;
+        expect_leaf(&session, GIB + 2 * MIB, &large, two)?;
+        for memory in [&thp, &small, &large] {
+            expect_leaf(&session, GIB + PAGE, memory, PAGE)?;
+        }
+    }
+    Ok(())
+}
+
+fn leaf_disabled(env: &Env) -> Verdict {
+    let parameter = env.parameter("disable_hugepages")?;
+    let memory = Memory::thp(2 * MIB)?;
+    let session = env.open(Model::V2)?;
+    let two = session.info()?.pgsizes & (2 * MIB);
+
+    parameter.set("Y")?;
+    expect_leaf(&session, GIB, &memory, PAGE)?;
+    // Read at each map, not when the container is set up.
+    parameter.set("N")?;
+    expect_leaf(&session, GIB, &memory, two.max(PAGE))
 }
