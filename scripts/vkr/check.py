@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0
+"""`scripts/dev check`: everything that can be shown about the code, by stages."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import env, kernel, ktap, machine, report, selftests, ui
+from .ktap import FAIL, PASS
+
+STAGES = ("host", "build", "kunit", "uml", "vm")
+WORKSPACES = (env.repo, env.repo / "selftests")
+
+#: Not part of what Kbuild compiles.
+ELSEWHERE = ("Documentation", "build", "samples", "selftests", "target")
+
+
+def args_check(parser):
+    parser.add_argument("stage", nargs="*", metavar="STAGE",
+                        help=f"some of {', '.join(STAGES)}; all if none is given")
+    parser.add_argument("--test", action="append", default=[], metavar="NAME",
+                        help="in the machines, only this test of selftests/tests.toml; repeatable")
+    parser.add_argument("--driver", action="append", default=[], metavar="NAME",
+                        help="in the machines, only this driver: c or rust; repeatable")
+    parser.add_argument("--kvm", action="store_true",
+                        help="let KVM run the VM; it then has no nested virtualization of its own to test with")
+
+
+def cmd_check(args):
+    for name in args.stage:
+        if name not in STAGES:
+            raise ui.StepFailed(f"there is no stage {name}", hint=f"take some of {', '.join(STAGES)}")
+    shutil.rmtree(env.out / "logs", ignore_errors=True)
+    found = report.Report()
+    for name in STAGES:
+        if name in (args.stage or STAGES):
+            with found.stage(name) as stage:
+                globals()[f"_{name}"](stage, args)
+    return found.finish()
+
+
+# The host: nothing here boots anything.
+
+def _host(stage, args):
+    chain = env.toolchain()
+    with stage.attempt("format", "rustfmt"):
+        ui.run([chain.rustfmt, "--check", "--edition", "2021", *_tracked("*.rs")], cwd=env.repo,
+               title="Check the format of Rust code", log=_log("rustfmt"), hint="run `make fmt`")
+    with stage.attempt("layering", "check-layering"):
+        ui.run([sys.executable, env.repo / "scripts" / "check-layering"], cwd=env.repo,
+               title="Check the layers", log=_log("layering"),
+               hint="Documentation/safety.md says what each layer may do")
+    for workspace in WORKSPACES:
+        name = workspace.name if workspace != env.repo else "logic"
+        with stage.attempt("clippy", f"cargo clippy ({name})"):
+            ui.run([chain.cargo, "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+                   cwd=workspace, env=_cargo_env(), title=f"Lint the {name} workspace", log=_log("clippy"),
+                   hint="clippy for cargo's own toolchain is needed: scripts/dev doctor")
+    with stage.attempt("clippy", "modules"):
+        _build_modules("x86_64", "CLIPPY=1", variant="-clippy")
+    for workspace in WORKSPACES:
+        _cargo_test(stage, chain, workspace)
+    _unit_tests(stage)
+    for script in sorted((env.repo / "scripts" / "tests").glob("*.sh")):
+        with stage.attempt("scripts", script.name):
+            ui.run(["sh", script], cwd=env.repo, title=f"Run {script.name}", log=_log(script.stem))
+
+
+def _cargo_test(stage, chain, workspace):
+    name = workspace.name if workspace != env.repo else "logic"
+    log = _log(f"cargo-test-{name}")
+    # cargo counts itself; what it exits with matters where nothing was counted.
+    with stage.attempt("cargo test", f"exit status ({name})"):
+        ui.run([chain.cargo, "test", "--workspace", "--no-fail-fast"], cwd=workspace,
+               env=_cargo_env(), title=f"Test the {name} workspace", log=log)
+    if log.exists():
+        stage.add_cases(f"cargo test {name}", ktap.parse_libtest(log.read_text(errors="replace")))
+
+
+def _unit_tests(stage):
+    folder = env.repo / "scripts" / "tests"
+    log = _log("unittest")
+    with stage.attempt("scripts", "unittest exit status"):
+        ui.run([sys.executable, "-m", "unittest", "discover", "-v", "-s", folder], cwd=env.repo / "scripts",
+               env={"PYTHONPATH": str(env.repo / "scripts")}, title="Test the scripts", log=log)
+    if log.exists():
+        for match in re.finditer(r"^(\w+) \(([\w.]+)\).*? \.\.\. (ok|FAIL|ERROR|skipped.*)$",
+                                 log.read_text(errors="replace"), re.MULTILINE):
+            status = {"ok": PASS, "FAIL": FAIL, "ERROR": FAIL}.get(match[3], ktap.SKIP)
+            stage.add("scripts", match[2] if match[1] in match[2] else f"{match[2]}.{match[1]}", status)
+
+
+# Builds. Each is made once a run, whichever stage asks first.
+
+def _build(stage, args):
+    for name in kernel.RECIPES:
+        with stage.attempt("modules", name):
+            _modules(name)
+    with stage.attempt("programs", "upstream selftests"):
+        _upstream()
+    with stage.attempt("programs", "test programs"):
+        _programs()
+
+
+@functools.cache
+def _kernel(name):
+    return kernel.ensure(name)
+
+
+@functools.cache
+def _modules(name):
+    return _build_modules(name)
+
+
+def _build_modules(name, *words, variant=""):
+    """Our modules for one kernel, in a copy of the tree: Kbuild builds in place,
+    and two kernels in one place would undo each other's work."""
+    built = _kernel(name)
+    folder = env.out / "modules" / f"{name}{variant}"
+    _mirror(folder)
+    chain, log = env.toolchain(), _log(f"modules-{name}{variant}")
+    ui.run(["make", "-C", folder, f"KDIR={built.build_dir}",
+            *chain.make_args(kernel.RECIPES[name].arch), *words, f"-j{env.nproc()}", "modules"],
+           env=chain.env(), title=f"Build the modules for {name}{' with clippy' if variant else ''}", log=log)
+    warnings = [line for line in log.read_text(errors="replace").splitlines()
+                if re.search(r"\bwarning\b", line, re.IGNORECASE)]
+    if warnings:
+        # The next build must not be quiet only because this one compiled it all.
+        shutil.rmtree(folder)
+        raise ui.StepFailed(f"the modules for {name} build with {len(warnings)} warnings", log=log)
+    return folder
+
+
+def _mirror(folder):
+    """Makes ``folder`` a copy of the sources; times are kept, so make is too."""
+    wanted = [path for path in _tracked() if path.split("/")[0] not in ELSEWHERE]
+    for name in wanted:
+        source, copy = env.repo / name, folder / name
+        try:
+            same = copy.stat().st_mtime_ns == source.stat().st_mtime_ns and \
+                copy.stat().st_size == source.stat().st_size
+        except FileNotFoundError:
+            same = False
+        if not same:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, copy)
+    listing = folder / ".mirrored"
+    if listing.exists():
+        for name in set(listing.read_text().splitlines()) - set(wanted):
+            (folder / name).unlink(missing_ok=True)
+    listing.write_text("\n".join(wanted))
+
+
+def _tracked(*patterns):
+    """The project's files, with those not committed yet."""
+    if (env.repo / ".git").exists():
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "--", *patterns],
+                                cwd=env.repo, capture_output=True, text=True, check=True)
+        names = listed.stdout.splitlines()
+    else:
+        names = [str(path.relative_to(env.repo)) for pattern in patterns or ("*",)
+                 for path in env.repo.rglob(pattern)
+                 if path.is_file() and path.relative_to(env.repo).parts[0] not in ("build", "target")]
+    return sorted(name for name in set(names) if (env.repo / name).is_file())
+
+
+@functools.cache
+def _upstream():
+    built = _kernel("x86_64")
+    return selftests.build_upstream(built.source_dir, built.build_dir, env.toolchain())
+
+
+@functools.cache
+def _programs():
+    ui.run([env.toolchain().cargo, "build", "--release", "--workspace"], cwd=env.repo / "selftests",
+           env=_cargo_env(), title="Build the test programs", log=_log("programs"))
+    return Path(_cargo_env()["CARGO_TARGET_DIR"]) / "release"
+
+
+# The machines.
+
+def _kunit(stage, args):
+    for where in ("uml", "vm"):
+        _run(stage, where, "kunit", args)
+
+
+def _uml(stage, args):
+    _run(stage, "uml", "selftests", args)
+
+
+def _vm(stage, args):
+    _run(stage, "vm", "selftests", args)
+
+
+def _run(stage, where, which, args):
+    description = selftests.Description()
+    name = selftests.KERNELS[where]
+    built = _kernel(name)
+    tests = description.select(where, which, args.test)
+    places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
+                              upstream=_upstream() if where == "vm" else "", bin=_programs())
+    selftests.run_stage(stage, where, boot(where, built, args.kvm), tests,
+                        args.driver or list(description.drivers), places, description)
+
+
+def boot(where, built, kvm=False):
+    """Makes the machine once its results folder is known."""
+    if where == "vm":
+        return lambda folder: machine.Vm(folder, built.build_dir, kvm=kvm)
+    return lambda folder: machine.Uml(folder, built.build_dir)
+
+
+def _cargo_env():
+    return {"CARGO_TARGET_DIR": str(env.out / "cargo"), "CARGO_TERM_COLOR": "never"}
+
+
+def _log(name):
+    return env.out / "logs" / f"{name}.log"
