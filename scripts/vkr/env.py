@@ -55,6 +55,12 @@ def toolchain():
     return finder.find()
 
 
+def base_python():
+    """The Python below the venv this may be running in."""
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    return base if base.exists() else Path(sys.executable)
+
+
 def require_venv():
     """The venv's directory, created or brought up to scripts/requirements.txt."""
     wanted = repo / "scripts" / "requirements.txt"
@@ -66,11 +72,9 @@ def require_venv():
         if stamp.exists() and stamp.read_text() == digest:
             return paths.venv
         log = paths.logs / "venv.log"
-        # A venv must not be made from a Python inside the one it replaces.
-        base = Path(sys.base_prefix) / "bin" / "python3"
         python = paths.venv / "bin" / "python3"
         if not python.exists():
-            ui.run([base if base.exists() else sys.executable, "-m", "venv", paths.venv],
+            ui.run([base_python(), "-m", "venv", "--clear", paths.venv],
                    title="Create the Python environment", log=log,
                    hint="install the package python3-venv (scripts/dev host does)")
         ui.run([python, "-m", "pip", "install", "--disable-pip-version-check",

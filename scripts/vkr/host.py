@@ -159,10 +159,9 @@ def find(need):
         path = _which(need.name)
         return path if path and _is_static(path) else None
     if need.kind == "python":
-        base = "/usr/bin/python3"
-        done = subprocess.run([base if Path(base).exists() else "python3", "-c",
-                               f"import {need.name}, venv"], capture_output=True)
-        return "python3" if done.returncode == 0 else None
+        python = env.base_python()
+        done = subprocess.run([python, "-c", f"import {need.name}, venv"], capture_output=True)
+        return str(python) if done.returncode == 0 else None
     for folder in (Path("/usr/include"), *Path("/usr/include").glob("*-linux-gnu")):
         if (folder / need.name).exists():
             return str(folder / need.name)
@@ -193,19 +192,25 @@ class Apt:
     mirror from the host's sources, so what works for the host works here.
     """
 
-    def __init__(self, name, suites):
+    def __init__(self, name, suites, security=False):
         self.root = env.paths.apt / name
         for folder in ("sources", "preferences", "lists/partial", "cache/archives/partial"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         mirror = debian_mirror()
         if not mirror:
             raise ui.StepFailed("the host's apt sources name no Debian mirror")
-        stanza = f"Types: deb\nURIs: {mirror}\nSuites: {' '.join(suites)}\nComponents: main\n"
+        repositories = [(mirror, " ".join(suites))]
+        if security:
+            repositories += [(uri, suite) for label, suite, uri in _repositories()
+                             if label == "Debian-Security"]
+        signed = ""
         for keyring in ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg"):
             if (path := Path("/usr/share/keyrings") / keyring).exists():
-                stanza += f"Signed-By: {path}\n"
+                signed = f"Signed-By: {path}\n"
                 break
-        (self.root / "sources" / "debian.sources").write_text(stanza)
+        (self.root / "sources" / "debian.sources").write_text("\n".join(
+            f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{signed}"
+            for uri, suite in repositories))
 
     @property
     def options(self):
@@ -238,35 +243,41 @@ class Apt:
         return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
 
 
-@functools.cache
 def debian_mirror():
-    """The URI of the Debian archive the host is set up for, or None.
+    """The URI of the Debian archive the host is set up for, or None."""
+    codename = distribution().get("VERSION_CODENAME", "")
+    mirrors = [(suite, uri) for label, suite, uri in _repositories() if label == "Debian"]
+    return next((uri for suite, uri in mirrors if suite == codename),
+                mirrors[0][1] if mirrors else None)
+
+
+@functools.cache
+def _repositories():
+    """(label, suite, URI) of the Debian archives among the host's sources.
 
     apt itself is asked, for it knows every format of its sources and tells a
     Debian archive by its signed Release file. The host may have no lists yet
     (container images ship without); then they are fetched into our cache.
     """
-    codename = distribution().get("VERSION_CODENAME", "")
     lists = env.paths.apt / "host" / "lists"
     own = ["-o", f"Dir::State::lists={lists}", "-o", "APT::Sandbox::User=root",
            "-o", f"Dir::Cache={lists.parent}"]
-    for options in ([], own):
-        if options and not _mirrors(options):
-            (lists / "partial").mkdir(parents=True, exist_ok=True)
-            _quiet(["apt-get", *own, "update", "-q"])
-        mirrors = _mirrors(options)
-        if mirrors:
-            return next((uri for release, uri in mirrors if release == codename), mirrors[0][1])
-    return None
+    found = _index([])
+    if not found:
+        (lists / "partial").mkdir(parents=True, exist_ok=True)
+        found = _index(own)
+    if not found:
+        _quiet(["apt-get", *own, "update", "-q"])
+        found = _index(own)
+    return found
 
 
-def _mirrors(options):
+def _index(options):
     shown = _quiet(["apt-get", *options, "indextargets",
-                    "--format", "$(LABEL)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)",
+                    "--format", "$(COMPONENT)|$(LABEL)|$(RELEASE)|$(REPO_URI)",
                     "Created-By: Packages", "Origin: Debian"])
-    rows = [line.split("|") for line in shown.splitlines() if line.count("|") == 3]
-    return [(release, uri) for label, component, release, uri in rows
-            if label == "Debian" and component == "main"]
+    rows = [line.split("|") for line in shown.splitlines() if line.startswith("main|")]
+    return list(dict.fromkeys(tuple(row[1:]) for row in rows))
 
 
 def _install(packages):
@@ -286,7 +297,7 @@ def _install(packages):
 def _install_backport(package):
     codename = distribution().get("VERSION_CODENAME", "")
     backports = f"{codename}-backports"
-    apt = Apt("backports", (codename, f"{codename}-updates", backports))
+    apt = Apt("backports", (codename, f"{codename}-updates", backports), security=True)
     apt.update(f"Look into {backports}")
     good = [v for v in apt.versions(package) if toolchain.at_least(upstream(v), QEMU_MINIMUM)]
     if not good:

@@ -30,7 +30,7 @@ class Recipe:
 
 RECIPES = {
     "x86_64": Recipe("x86_64", ("common", "x86_64"), ("bzImage", "modules"),
-                     "arch/x86/boot/bzImage", 2100),
+                     "arch/x86/boot/bzImage", 2212),
     # Kconfig offers the C driver on some architectures only, though it builds
     # anywhere; the comparison of the two drivers wants it here as well.
     "um": Recipe("um", ("common", "um"), ("linux", "modules"),
@@ -73,11 +73,12 @@ def cmd_env(args):
         raise ui.StepFailed(f"the {machine} kernel of this checkout is not built yet",
                             hint=f"run `scripts/dev kernel {machine}`")
     chain = env.toolchain()
-    values = {"KDIR": str(kernel.build_dir), "KERNEL_SRC": str(kernel.source_dir)}
+    values = {"KDIR": str(kernel.build_dir), "KSRC": str(kernel.source_dir)}
     values |= dict(word.split("=", 1) for word in chain.make_args(RECIPES[machine].arch))
     values |= {"CARGO": chain.cargo, **chain.env()}
+    values |= {"IMAGE": str(kernel.image), "RELEASE": kernel.release}
     if args.json:
-        print(json.dumps(values | {"IMAGE": str(kernel.image), "RELEASE": kernel.release}, indent=1))
+        print(json.dumps(values, indent=1))
     else:
         print("\n".join(f"{key}={value}" for key, value in values.items()))
 
