@@ -20,7 +20,8 @@ use type1_status::host::{
     Listing,
     Status,
     User,
-    C_DRIVER, //
+    C_DRIVER,
+    RUST_DRIVER, //
 };
 use type1_status::report::Container;
 
@@ -93,6 +94,9 @@ fn print(out: &mut impl Write, status: &Status, most: usize) -> Result<()> {
     writeln!(out, "\nCONTAINERS")?;
     match &status.containers {
         Listing::Known(report) => {
+            if report.containers.is_empty() {
+                writeln!(out, "  none on {RUST_DRIVER}")?;
+            }
             for container in &report.containers {
                 print_container(out, container, &status.users, most)?;
             }
