@@ -200,17 +200,21 @@ fn print_container(
             .iter()
             .map(|leaf| format!("{} x {}", leaf.size, leaf.count))
             .collect();
+        let pinned = mapping.pinned_pages.map(|n| format!("pinned {n}"));
+        let details: Vec<_> = pinned
+            .into_iter()
+            .chain([leaves.join(", ")])
+            .chain(mapping.notes.iter().cloned())
+            .filter(|text| !text.is_empty())
+            .collect();
         writeln!(
             out,
-            "    map  {:#018x}-{:#018x} {} {:>9}  pinned {}  {}",
+            "    map  {:#018x}-{:#018x} {} {:>9}  {}",
             mapping.iova.first,
             mapping.iova.last,
             mapping.prot,
             human(mapping.size),
-            mapping
-                .pinned_pages
-                .map_or("?".to_owned(), |n| n.to_string()),
-            leaves.join(", ")
+            details.join("  ")
         )?;
     }
     let hidden = container.mappings.len().saturating_sub(shown);

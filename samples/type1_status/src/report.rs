@@ -106,6 +106,8 @@ pub struct Mapping {
     pub pinned_pages: Option<u64>,
     /// How the IOMMU page table holds it.
     pub iopte: Vec<Leaves>,
+    /// Words unknown to this version of the parser, such as a state.
+    pub notes: Vec<String>,
 }
 
 /// Page-table entries of one size.
@@ -257,6 +259,7 @@ impl Mapping {
             size: iova.last.wrapping_sub(iova.first).wrapping_add(1),
             pinned_pages: None,
             iopte: Vec::new(),
+            notes: Vec::new(),
         };
 
         while let Some(key) = words.next() {
@@ -268,7 +271,8 @@ impl Mapping {
                 "iopte" => {
                     mapping.iopte = Leaves::parse(&words.by_ref().collect::<Vec<_>>().join(" "))?;
                 }
-                _ => {}
+                "pages" => {}
+                other => mapping.notes.push(other.to_owned()),
             }
         }
         Ok(mapping)
@@ -383,6 +387,7 @@ container 1
                     size: "4K".into(),
                     count: 160
                 }],
+                notes: vec![],
             }]
         );
         assert!(c.other.is_empty());
@@ -431,6 +436,14 @@ container 1
         assert_eq!(mapping.vaddr, None);
         assert_eq!(mapping.size, 0x1000);
         assert_eq!(mapping.pinned_pages, Some(1));
+    }
+
+    #[test]
+    fn a_mapping_in_the_making_has_a_state() {
+        let mapping = Mapping::parse("0x1000-0x1fff rw size 4096 busy").unwrap();
+
+        assert_eq!(mapping.notes, ["busy"]);
+        assert_eq!((mapping.size, mapping.pinned_pages), (4096, None));
     }
 
     #[test]
