@@ -34,7 +34,7 @@ RECIPES = {
     # Kconfig offers the C driver on some architectures only, though it builds
     # anywhere; the comparison of the two drivers wants it here as well.
     "um": Recipe("um", ("common", "um"), ("linux", "modules"),
-                 "linux", 1100, ("CONFIG_VFIO_IOMMU_TYPE1=m",)),
+                 "linux", 1179, ("CONFIG_VFIO_IOMMU_TYPE1=m",)),
 }
 
 
