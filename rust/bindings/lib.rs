@@ -6,8 +6,10 @@
 //! Types that the kernel crate has are its own, so that values pass between both.
 //!
 //! C headers: `drivers/vfio/vfio.h`, `rust/helpers/helpers.h`, `vfio_type1_rs/params.h`.
-
-// UNSAFETY: declarations of C functions; nothing here is called here.
+//!
+//! # Unsafe code
+//!
+//! Declarations of C functions; nothing here is called here.
 
 #![allow(
     clippy::all,

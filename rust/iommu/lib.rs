@@ -8,8 +8,10 @@
 //!   the pages it maps, and gives them back no earlier than no device can reach them.
 //!
 //! C header: [`include/linux/iommu.h`](srctree/include/linux/iommu.h).
-
-// UNSAFETY: wraps the IOMMU API, and stores page pins in I/O page tables.
+//!
+//! # Unsafe code
+//!
+//! Wraps the IOMMU API, and stores page pins in I/O page tables.
 
 mod address_space;
 mod domain;

@@ -8,8 +8,10 @@
 //!
 //! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
 //! [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h).
-
-// UNSAFETY: wraps GUP, PFN mapping look-up, locked memory accounting and `kthread_use_mm()`.
+//!
+//! # Unsafe code
+//!
+//! Wraps GUP, PFN mapping look-up, locked memory accounting and `kthread_use_mm()`.
 
 mod locked;
 mod owner;

@@ -3,8 +3,10 @@
 //! Synchronisation primitives the kernel crate does not have yet.
 //!
 //! A stop-gap: each file goes away when `kernel::sync` has its type.
-
-// UNSAFETY: wraps the C lock functions.
+//!
+//! # Unsafe code
+//!
+//! Wraps the C lock functions.
 
 mod rwsem;
 

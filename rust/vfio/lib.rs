@@ -6,8 +6,10 @@
 //! whether it supports what a user wants and opens a container on it.
 //!
 //! C header: `drivers/vfio/vfio.h` (`struct vfio_iommu_driver_ops`).
-
-// UNSAFETY: C calls in through function pointers, with pointers that it owns.
+//!
+//! # Unsafe code
+//!
+//! C calls in through function pointers, with pointers that it owns.
 
 mod container;
 mod device;

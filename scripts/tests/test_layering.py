@@ -31,7 +31,9 @@ GOOD = {
         pub struct Thing;
         """,
     "rust/mm/lib.rs": """
-        // UNSAFETY: calls C.
+        //! # Unsafe code
+        //!
+        //! Calls C.
         use kernel::bindings;
         struct Table {
             call: unsafe extern "C" fn(u32) -> i32,
@@ -151,7 +153,7 @@ class Layering(unittest.TestCase):
         self.expect("rust/mm/lib.rs", "/// Can be pinned.\n        ///\n        /// # Safety", "/// Can.", "trait Pinned")
 
     def test_crate_without_reason(self):
-        self.expect("rust/mm/lib.rs", "// UNSAFETY: calls C.", "// Calls C.", "UNSAFETY")
+        self.expect("rust/mm/lib.rs", "//! # Unsafe code", "//! # Code", "# Unsafe code")
 
 
 if __name__ == "__main__":
