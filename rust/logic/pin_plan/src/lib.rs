@@ -34,6 +34,7 @@ pub use pfnmap::pfnmap_run;
 
 #[cfg(any(test, vrs_kunit))]
 #[cfg_attr(vrs_kunit, kernel::macros::kunit_tests(pin_plan))]
+#[cfg_attr(vrs_kunit, allow(clippy::arithmetic_side_effects))]
 mod tests {
     use super::*;
 
