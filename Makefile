@@ -13,10 +13,11 @@ ifneq ($(kdir-goals),)
 kdir-tools := $(shell scripts/kdir-tools '$(KDIR)')
 LLVM ?= $(patsubst LLVM=%,%,$(filter LLVM=%,$(kdir-tools)))
 RUSTC ?= $(patsubst RUSTC=%,%,$(filter RUSTC=%,$(kdir-tools)))
+CLIPPY_DRIVER ?= $(patsubst CLIPPY_DRIVER=%,%,$(filter CLIPPY_DRIVER=%,$(kdir-tools)))
 BINDGEN ?= $(patsubst BINDGEN=%,%,$(filter BINDGEN=%,$(kdir-tools)))
 endif
 kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
-	BINDGEN='$(BINDGEN)'
+	CLIPPY_DRIVER='$(CLIPPY_DRIVER)' BINDGEN='$(BINDGEN)'
 
 checks := check-host check-build check-kunit check-uml check-vm
 
