@@ -34,6 +34,7 @@ bool vrs_access_ok(const void __user *addr, unsigned long size);
 void vrs_iotlb_gather_init(struct iommu_iotlb_gather *gather);
 void vrs_iotlb_sync(struct iommu_domain *domain, struct iommu_iotlb_gather *gather);
 bool vrs_enforce_cache_coherency(struct iommu_domain *domain);
+int vrs_set_msi_window(struct iommu_domain *domain, phys_addr_t base);
 
 /* vfio.c */
 bool vrs_vfio_device_wants_unmap(const struct vfio_device *device);

@@ -19,3 +19,9 @@ bool vrs_enforce_cache_coherency(struct iommu_domain *domain)
 	return domain->ops->enforce_cache_coherency &&
 	       domain->ops->enforce_cache_coherency(domain);
 }
+
+/* Inline where the architecture does not translate interrupt doorbells. */
+int vrs_set_msi_window(struct iommu_domain *domain, phys_addr_t base)
+{
+	return iommu_get_msi_cookie(domain, base);
+}

@@ -153,7 +153,7 @@ impl Domain {
     /// `ENOMEM`. That the architecture needs no window is not an error.
     pub fn set_msi_window(&self, base: u64) -> Result {
         // SAFETY: The domain is valid and was allocated by a driver, unmanaged by the DMA API.
-        match to_result(unsafe { bindings::iommu_get_msi_cookie(self.as_raw(), base) }) {
+        match to_result(unsafe { vrs_bindings::vrs_set_msi_window(self.as_raw(), base) }) {
             Err(error) if error == ENODEV => Ok(()),
             result => result,
         }
