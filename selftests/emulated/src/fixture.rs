@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The devices of vrs_emulated.ko, and containers with them.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+use std::process;
+
+use nix::errno::Errno;
+use nix::{
+    request_code_none,
+    request_code_read,
+    request_code_readwrite,
+    request_code_write, //
+};
+use type1_status::host::{
+    C_DRIVER,
+    RUST_DRIVER, //
+};
+
+use crate::check::{
+    expect,
+    expect_eq,
+    missing_or_fail,
+    Stop,
+    Sys,
+    SysError,
+    Verdict, //
+};
+use crate::env::{
+    Driver,
+    Env,
+    Model, //
+};
+use crate::vfio::{
+    Container,
+    Device,
+    Group, //
+};
+
+/// Name of the module and of its devices up to the dot.
+const MODULE: &str = "vrs_emulated";
+
+/// The kernel's `IOMMU_READ` and `IOMMU_WRITE`.
+pub(crate) const PIN_READ: u32 = 1;
+pub(crate) const PIN_WRITE: u32 = 2;
+pub(crate) const PIN_RW: u32 = PIN_READ | PIN_WRITE;
+
+/// Pages one call may pin.
+pub(crate) const PIN_MAX: u32 = 512;
+
+/// `struct vrs_emulated_pin`
+#[repr(C)]
+struct Pin {
+    iova: u64,
+    npages: u32,
+    prot: u32,
+    stale: u32,
+    reserved: u32,
+}
+
+/// `struct vrs_emulated_rw`
+#[repr(C)]
+struct Rw {
+    iova: u64,
+    data: u64,
+    len: u32,
+    flags: u32,
+}
+
+/// `struct vrs_emulated_fill`
+#[repr(C)]
+struct Fill {
+    iova: u64,
+    byte: u32,
+    reserved: u32,
+}
+
+/// `struct vrs_emulated_counters`
+#[repr(C)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counters {
+    pub(crate) unmaps: u64,
+    pub(crate) refused: u64,
+    pub(crate) pages: u64,
+    pub(crate) users: u64,
+}
+
+const MAGIC: u8 = 0xee;
+const PIN: libc::Ioctl = request_code_readwrite!(MAGIC, 0, size_of::<Pin>()) as libc::Ioctl;
+const UNPIN: libc::Ioctl = request_code_write!(MAGIC, 1, size_of::<Pin>()) as libc::Ioctl;
+const RW: libc::Ioctl = request_code_write!(MAGIC, 2, size_of::<Rw>()) as libc::Ioctl;
+const FILL: libc::Ioctl = request_code_write!(MAGIC, 3, size_of::<Fill>()) as libc::Ioctl;
+const COUNTERS: libc::Ioctl = request_code_read!(MAGIC, 4, size_of::<Counters>()) as libc::Ioctl;
+const STUBBORN: libc::Ioctl = request_code_none!(MAGIC, 5) as libc::Ioctl;
+
+const RW_WRITE: u32 = 1 << 0;
+const RW_KTHREAD: u32 = 1 << 1;
+
+/// Who copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Via {
+    /// The task that calls ioctl.
+    Task,
+    /// A kernel thread, which has no memory of its own.
+    Kthread,
+}
+
+impl Via {
+    pub(crate) const BOTH: [Via; 2] = [Via::Task, Via::Kthread];
+
+    fn flags(self) -> u32 {
+        match self {
+            Via::Task => 0,
+            Via::Kthread => RW_KTHREAD,
+        }
+    }
+}
+
+/// Which device of the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    First,
+    Second,
+    /// It has no dma_unmap callback.
+    Deaf,
+}
+
+impl Which {
+    fn name(self) -> String {
+        let suffix = match self {
+            Which::First => "0",
+            Which::Second => "1",
+            Which::Deaf => "deaf",
+        };
+        format!("{MODULE}.{suffix}")
+    }
+
+    /// The number of its group.
+    #[track_caller]
+    fn group(self) -> Verdict<u32> {
+        let class = Path::new("/sys/class/vfio-dev");
+        let entries = fs::read_dir(class).map_err(|e| missing_or_fail(class, e))?;
+        for entry in entries {
+            let device = entry?.path().join("device");
+            // A device may go while the list is read.
+            let Ok(target) = fs::canonicalize(&device) else {
+                continue;
+            };
+            if target.file_name().is_some_and(|name| *name == *self.name()) {
+                return group_of(&device);
+            }
+        }
+        Err(Stop::skip(format_args!(
+            "device {} (module {MODULE})",
+            self.name()
+        )))
+    }
+}
+
+#[track_caller]
+fn group_of(device: &Path) -> Verdict<u32> {
+    let link: PathBuf = device.join("iommu_group");
+    fs::read_link(&link)?
+        .file_name()
+        .and_then(|name| name.to_str()?.parse().ok())
+        .ok_or_else(|| Stop::fail(format_args!("{}: no group number", link.display())))
+}
+
+/// An open device of the module.
+#[derive(Debug)]
+pub(crate) struct Emulated(Device);
+
+impl Emulated {
+    /// Issues an ioctl whose argument is a structure.
+    fn call<T>(&self, code: libc::Ioctl, arg: &mut T, call: String) -> Sys<i32> {
+        // SAFETY: The module reads and writes `T`, and what `T` points to is the caller's.
+        let ret = unsafe { libc::ioctl(self.0.file().as_raw_fd(), code, &raw mut *arg) };
+        Errno::result(ret).map_err(|errno| SysError { call, errno })
+    }
+
+    /// Pins all pages or none; fails the test if pointers to pages are left of a failure.
+    #[track_caller]
+    pub(crate) fn pin(&self, iova: u64, npages: u32, prot: u32) -> Verdict<Sys> {
+        let mut arg = Pin {
+            iova,
+            npages,
+            prot,
+            stale: 0,
+            reserved: 0,
+        };
+        let call = format!("pin(iova {iova:#x}, {npages} pages, prot {prot})");
+        let result = self.call(PIN, &mut arg, call);
+        if let Ok(pinned) = result {
+            expect_eq("pages pinned", pinned, npages as i32)?;
+        }
+        expect_eq("page pointers left after an error", arg.stale, 0)?;
+        Ok(result.map(drop))
+    }
+
+    /// Pins pages that can be pinned.
+    #[track_caller]
+    pub(crate) fn pinned(&self, iova: u64, npages: u32) -> Verdict {
+        Ok(self.pin(iova, npages, PIN_RW)??)
+    }
+
+    pub(crate) fn unpin(&self, iova: u64, npages: u32) -> Sys {
+        let mut arg = Pin {
+            iova,
+            npages,
+            prot: 0,
+            stale: 0,
+            reserved: 0,
+        };
+        let call = format!("unpin(iova {iova:#x}, {npages} pages)");
+        self.call(UNPIN, &mut arg, call).map(drop)
+    }
+
+    /// Reads user memory as the device's driver would.
+    pub(crate) fn read(&self, iova: u64, len: u32, via: Via) -> Sys<Vec<u8>> {
+        let mut data = vec![0; len as usize];
+        let mut arg = Rw {
+            iova,
+            data: data.as_mut_ptr().expose_provenance() as u64,
+            len,
+            flags: via.flags(),
+        };
+        let call = format!("read(iova {iova:#x}, {len} bytes, {via:?})");
+        self.call(RW, &mut arg, call)?;
+        Ok(data)
+    }
+
+    /// Writes user memory as the device's driver would.
+    pub(crate) fn write(&self, iova: u64, data: &[u8], via: Via) -> Sys {
+        let mut arg = Rw {
+            iova,
+            data: data.as_ptr().expose_provenance() as u64,
+            len: data.len() as u32,
+            flags: via.flags() | RW_WRITE,
+        };
+        let call = format!("write(iova {iova:#x}, {} bytes, {via:?})", data.len());
+        self.call(RW, &mut arg, call).map(drop)
+    }
+
+    /// Fills a pinned page through its struct page.
+    pub(crate) fn fill(&self, iova: u64, byte: u8) -> Sys {
+        let mut arg = Fill {
+            iova,
+            byte: u32::from(byte),
+            reserved: 0,
+        };
+        self.call(FILL, &mut arg, format!("fill(iova {iova:#x})"))
+            .map(drop)
+    }
+
+    pub(crate) fn counters(&self) -> Sys<Counters> {
+        let mut counters = Counters::default();
+        self.call(COUNTERS, &mut counters, "counters()".into())?;
+        Ok(counters)
+    }
+
+    /// Whether to ignore dma_unmap from now on. The C driver answers that with BUG().
+    pub(crate) fn stubborn(&self, yes: bool) -> Sys {
+        // SAFETY: The argument is a number.
+        let ret = unsafe { libc::ioctl(self.0.file().as_raw_fd(), STUBBORN, usize::from(yes)) };
+        Errno::result(ret).map(drop).map_err(|errno| SysError {
+            call: format!("stubborn({yes})"),
+            errno,
+        })
+    }
+}
+
+/// A container with devices of the module. Dropping it closes the devices first.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) devices: Vec<Emulated>,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) container: Container,
+}
+
+impl Session {
+    /// A container with one device.
+    #[track_caller]
+    pub(crate) fn open(env: &Env, model: Model) -> Verdict<Self> {
+        Session::with(env, model, &[Which::First])
+    }
+
+    /// A container with several devices.
+    #[track_caller]
+    pub(crate) fn with(env: &Env, model: Model, devices: &[Which]) -> Verdict<Self> {
+        let container = Container::open()?;
+        let mut groups = Vec::new();
+        for device in devices {
+            let group = Group::open(device.group()?)?;
+            group.set_container(&container)?;
+            groups.push(group);
+        }
+        container.set_iommu(model.number())?;
+        check_driver(env, model)?;
+
+        let mut session = Session {
+            devices: Vec::new(),
+            groups,
+            container,
+        };
+        for (which, group) in devices.iter().zip(&session.groups) {
+            let device = group.device(&which.name())?;
+            session.devices.push(Emulated(device));
+        }
+        Ok(session)
+    }
+
+    /// Adds a device to a container that has an IOMMU model.
+    #[track_caller]
+    pub(crate) fn add(&mut self, which: Which) -> Verdict {
+        let group = Group::open(which.group()?)?;
+        group.set_container(&self.container)?;
+        self.devices.push(Emulated(group.device(&which.name())?));
+        self.groups.push(group);
+        Ok(())
+    }
+
+    /// The first device.
+    pub(crate) fn device(&self) -> &Emulated {
+        &self.devices[0]
+    }
+}
+
+/// Checks which driver serves the container that was just opened.
+#[track_caller]
+pub(crate) fn check_driver(env: &Env, model: Model) -> Verdict {
+    let Some(expected) = env.expected else {
+        return Ok(());
+    };
+    let path = env.host.report_path();
+    let report = env.host.report()?;
+    let pid = process::id();
+    let model = match model {
+        Model::V1 => "type1",
+        Model::V2 => "type1v2",
+    };
+
+    match expected {
+        Driver::Rust => {
+            let report = report.ok_or_else(|| {
+                Stop::fail(format_args!(
+                    "{}: not there, so {RUST_DRIVER} cannot be seen to serve this container",
+                    path.display()
+                ))
+            })?;
+            let served = report
+                .owned_by(pid)
+                .any(|container| container.driver == RUST_DRIVER && container.model == model);
+            expect(
+                format_args!("{}: a {model} container of pid {pid}", path.display()),
+                served,
+            )
+        }
+        Driver::C => {
+            let listed = report.is_some_and(|report| report.owned_by(pid).next().is_some());
+            expect(
+                format_args!("{}: no container of pid {pid}", path.display()),
+                !listed,
+            )?;
+            let references = env.host.driver(C_DRIVER).references;
+            expect(
+                format_args!("module {C_DRIVER} in use (references: {references:?})"),
+                references.is_some_and(|n| n >= 1),
+            )
+        }
+    }
+}
