@@ -176,6 +176,11 @@ fn group_of(device: &Path) -> Verdict<u32> {
 pub(crate) struct Emulated(Device);
 
 impl Emulated {
+    /// Opens the device of a group that is in a container.
+    pub(crate) fn open(group: &Group, which: Which) -> Sys<Self> {
+        group.device(&which.name()).map(Emulated)
+    }
+
     /// Issues an ioctl whose argument is a structure.
     fn call<T>(&self, code: libc::Ioctl, arg: &mut T, call: String) -> Sys<i32> {
         // SAFETY: The module reads and writes `T`, and what `T` points to is the caller's.
@@ -308,8 +313,7 @@ impl Session {
             container,
         };
         for (which, group) in devices.iter().zip(&session.groups) {
-            let device = group.device(&which.name())?;
-            session.devices.push(Emulated(device));
+            session.devices.push(Emulated::open(group, *which)?);
         }
         Ok(session)
     }
@@ -319,7 +323,7 @@ impl Session {
     pub(crate) fn add(&mut self, which: Which) -> Verdict {
         let group = Group::open(which.group()?)?;
         group.set_container(&self.container)?;
-        self.devices.push(Emulated(group.device(&which.name())?));
+        self.devices.push(Emulated::open(&group, which)?);
         self.groups.push(group);
         Ok(())
     }

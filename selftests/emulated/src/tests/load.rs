@@ -43,6 +43,7 @@ use crate::vfio::{
 tests! {
     "load.apart_rust", "threads with mappings of their own pin, copy and unmap" => apart;
     "load.same", "threads pin and copy what others unmap" => same;
+    "load.devices_rust", "a device is opened and closed while others unmap" => devices;
     "load.many_pins", "a mapping with sixteen thousand pinned pages" => many_pins;
 }
 
@@ -202,6 +203,42 @@ fn same(env: &Env) -> Verdict {
     }
     expect_eq("locked memory", locked()?, before)?;
     pins.expect(0)
+}
+
+fn devices(env: &Env) -> Verdict {
+    const ROUNDS: u64 = 200;
+    // Registering a device takes the C driver's two mutexes in the order in which unmapping with
+    // pins does not.
+    need_rust(env)?;
+    let pins = PinCount::begin()?;
+    let mut session = Session::with(env, Model::V2, &[Which::First, Which::Second])?;
+    session.devices.pop();
+    let memory = Memory::anon(2 * SPAN)?;
+    let before = locked()?;
+    let container = &session.container;
+    container.map(IOVA + SPAN, memory.vaddr() + SPAN, SPAN, RW)?;
+
+    let unmap = || -> Verdict {
+        for _ in 0..ROUNDS {
+            container.map(IOVA, memory.vaddr(), SPAN, RW)?;
+            session.device().pinned(IOVA, 4)?;
+            expect_eq("bytes unmapped", container.unmap(IOVA, SPAN, 0)?, SPAN)?;
+        }
+        Ok(())
+    };
+    let open = || -> Verdict {
+        for _ in 0..ROUNDS {
+            let device = Emulated::open(&session.groups[1], Which::Second)?;
+            device.pinned(IOVA + SPAN, 4)?;
+            unless_unmapped(device.pin(IOVA, 4, PIN_RW)?)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| join(vec![scope.spawn(unmap), scope.spawn(open)]))?;
+
+    expect_eq("locked memory", locked()?, before)?;
+    pins.expect(0)?;
+    expect_eq("bytes unmapped", container.unmap_all()?, SPAN)
 }
 
 fn many_pins(env: &Env) -> Verdict {
