@@ -41,9 +41,9 @@ use crate::vfio::{
 };
 
 tests! {
-    "load.apart_rust", "threads with mappings of their own pin, copy and unmap" => apart;
+    "rust.apart", "threads with mappings of their own pin, copy and unmap" => apart;
     "load.same", "threads pin and copy what others unmap" => same;
-    "load.devices_rust", "a device is opened and closed while others unmap" => devices;
+    "rust.devices", "a device is opened and closed while others unmap" => devices;
     "load.many_pins", "a mapping with sixteen thousand pinned pages" => many_pins;
 }
 

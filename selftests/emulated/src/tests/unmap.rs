@@ -38,8 +38,8 @@ tests! {
     "unmap.asks_all_devices", "all devices are asked" => asks_all_devices;
     "unmap.cut", "a range that cuts a mapping asks nobody" => cut;
     "unmap.close", "closing a device unpins, and leaves the mappings" => close;
-    "unmap.stubborn_rust", "a device that keeps its pins keeps the mapping (EBUSY)" => stubborn;
-    "unmap.stubborn_all_rust", "unmap-all stops at the mapping whose pins are kept" => stubborn_all;
+    "rust.stubborn", "a device that keeps its pins keeps the mapping (EBUSY)" => stubborn;
+    "rust.stubborn_all", "unmap-all stops at the mapping whose pins are kept" => stubborn_all;
 }
 
 fn asks(env: &Env) -> Verdict {
