@@ -68,7 +68,6 @@ impl Container {
                         _ => 1,
                     };
                     if tries > NOTIFY_TRIES {
-                        pr_err!("{}\n", Cause::StillPinned { mapped: iova });
                         return Err(Cause::StillPinned { mapped: iova });
                     }
                     pinned = Some((mapping, tries));
