@@ -2,14 +2,13 @@
 """`scripts/dev check`: everything that can be shown about the code, by stages."""
 
 import functools
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from . import env, kernel, ktap, machine, report, selftests, ui
+from . import env, kernel, ktap, machine, report, selftests, setup, ui
 from .ktap import FAIL, PASS
 
 STAGES = ("host", "build", "kunit", "uml", "vm")
@@ -34,6 +33,8 @@ def cmd_check(args):
     for name in args.stage:
         if name not in STAGES:
             raise ui.StepFailed(f"there is no stage {name}", hint=f"take some of {', '.join(STAGES)}")
+    needs_um = not args.stage or set(args.stage) - {"host", "vm"}
+    setup.ensure("x86_64", *(["um"] if needs_um else []))
     shutil.rmtree(env.out / "logs", ignore_errors=True)
     found = report.Report()
     for name in STAGES:
@@ -131,7 +132,21 @@ def _build_modules(name, *words, variant=""):
     if warnings:
         # The next build must not be quiet only because this one compiled it all.
         shutil.rmtree(folder)
-        raise ui.StepFailed(f"the modules for {name} build with {len(warnings)} warnings", log=log)
+        raise ui.StepFailed("\n".join([f"the modules for {name} build with {len(warnings)} warnings:",
+                                       *warnings[:10]]), hint=f"the full log is {log}")
+    return folder
+
+
+@functools.cache
+def _fixture(name):
+    """The test-only module with emulated devices, for one kernel."""
+    built = _kernel(name)
+    folder = env.out / "modules" / f"{name}-fixture"
+    shutil.copytree(env.repo / "selftests" / "kmod", folder, dirs_exist_ok=True)
+    chain = env.toolchain()
+    ui.run(["make", "-C", built.build_dir, f"M={folder}", *chain.make_args(kernel.RECIPES[name].arch),
+            "modules"], env=chain.env(), title=f"Build the emulated devices for {name}",
+           log=_log(f"fixture-{name}"))
     return folder
 
 
@@ -202,7 +217,8 @@ def _run(stage, where, which, args):
     built = _kernel(name)
     tests = description.select(where, which, args.test)
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
-                              upstream=_upstream() if where == "vm" else "", bin=_programs())
+                              upstream=_upstream() if where == "vm" else "", bin=_programs(),
+                              fixture=_fixture(name))
     selftests.run_stage(stage, where, boot(where, built, args.kvm), tests,
                         args.driver or list(description.drivers), places, description)
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 
-from . import check, env, machine, report, selftests, ui
+from . import check, env, machine, report, selftests, setup, ui
 
 LIMIT = 600
 REPORTS = {"rust": "/sys/kernel/debug/vfio_type1_rs/containers", "c": "-"}
@@ -22,6 +22,7 @@ def args_demo(parser):
 
 def cmd_demo(args):
     began = time.monotonic()
+    setup.ensure("x86_64")
     description = selftests.Description()
     built = check._kernel("x86_64")
     places = selftests.Places(kernel=built.build_dir,
@@ -32,7 +33,7 @@ def cmd_demo(args):
         name="demo", machines=["vm"], drivers=[args.driver], needs=["vfio", "kvm", "nvme"], limit=LIMIT,
         command=["{python}", "-I", "-S", "{repo}/scripts/guest/demo.py", machine.qemu(),
                  str(built.image), str(initramfs), "{nvme}", module, REPORTS[args.driver]])
-    vm = machine.Vm(report.results / "demo", built.build_dir)
+    vm = machine.Vm(report.results / "demo", built.build_dir, thread="multi")
     plan = selftests.plan(description, "vm", [test], [args.driver], places)
 
     show = Show()

@@ -166,6 +166,11 @@ def judge(outcome, run):
     if not leaves:
         leaves.append(Case("results", FAIL, "it printed no result\n"
                            + "\n".join(outcome.text.splitlines()[-8:])))
+    if outcome.test == "module":
+        # Why a module does not load only the kernel's log says.
+        for leaf in leaves:
+            if leaf.status == FAIL:
+                leaf.detail = "\n".join([leaf.detail, *outcome.kernel.splitlines()[-4:]]).strip()
     if complaints := outcome.complaints():
         leaves.append(Case("kernel log", FAIL, "\n".join(complaints)))
     return leaves
