@@ -34,6 +34,9 @@ COMMANDS = (
     Command("kernel", "kernel", "build a test kernel: x86_64 or um"),
     Command("env", "kernel", "print KDIR and the toolchain as KEY=value lines"),
     Command("clean-cache", "kernel", "remove cached kernels, or the whole cache"),
+    # What they are for.
+    Command("demo", "demo", "pass a disk to a guest through the Rust driver, and show it"),
+    Command("check", "check", "run all tests, or some stages of them"),
 )
 
 
