@@ -185,7 +185,9 @@ class Leaks:
             write(self.control, "clear")
 
     def found(self):
-        # An object freshly freed by RCU looks leaked to the first scan.
+        # It reports nothing younger than five seconds, and an object freshly
+        # freed by RCU looks leaked to the first scan.
+        time.sleep(6)
         for _ in range(2):
             write(self.control, "scan")
         return read(self.control).strip()

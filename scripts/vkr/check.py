@@ -11,7 +11,7 @@ from pathlib import Path
 from . import env, kernel, ktap, machine, report, selftests, setup, ui
 from .ktap import FAIL, PASS
 
-STAGES = ("host", "build", "kunit", "uml", "vm")
+STAGES = ("host", "build", "kunit", "uml", "vm", "leaks")
 WORKSPACES = (env.repo, env.repo / "selftests")
 
 #: Not part of what Kbuild compiles.
@@ -33,7 +33,7 @@ def cmd_check(args):
     for name in args.stage:
         if name not in STAGES:
             raise ui.StepFailed(f"there is no stage {name}", hint=f"take some of {', '.join(STAGES)}")
-    needs_um = not args.stage or set(args.stage) - {"host", "vm"}
+    needs_um = not args.stage or set(args.stage) - {"host", "vm", "leaks"}
     setup.ensure("x86_64", *(["um"] if needs_um else []))
     shutil.rmtree(env.out / "logs", ignore_errors=True)
     found = report.Report()
@@ -211,22 +211,35 @@ def _vm(stage, args):
     _run(stage, "vm", "selftests", args)
 
 
-def _run(stage, where, which, args):
+def _leaks(stage, args):
+    """The Rust driver once more, under kmemleak, which slows all else down.
+
+    Not on User-Mode Linux, where it takes what modules keep in their data for
+    lost: character devices of vfio.ko, for instance.
+    """
+    _run(stage, "vm", "selftests", args, leaks=True)
+
+
+def _run(stage, where, which, args, leaks=False):
     description = selftests.Description()
     name = selftests.KERNELS[where]
     built = _kernel(name)
     tests = description.select(where, which, args.test)
+    drivers = args.driver or list(description.drivers)
+    if leaks:
+        tests = [test for test in tests if test.leaks]
+        drivers = ["rust"]
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
                               upstream=_upstream() if where == "vm" else "", bin=_programs(),
                               fixture=_fixture(name))
-    selftests.run_stage(stage, where, boot(where, built, args.kvm), tests,
-                        args.driver or list(description.drivers), places, description)
+    selftests.run_stage(stage, where, boot(where, built, args.kvm, "kmemleak=on" if leaks else ""),
+                        tests, drivers, places, description, leaks)
 
 
-def boot(where, built, kvm=False):
+def boot(where, built, kvm=False, append=""):
     """Makes the machine once its results folder is known."""
     if where == "vm":
-        return lambda folder: machine.Vm(folder, built.build_dir, kvm=kvm)
+        return lambda folder: machine.Vm(folder, built.build_dir, kvm=kvm, append=append)
     return lambda folder: machine.Uml(folder, built.build_dir)
 
 

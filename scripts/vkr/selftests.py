@@ -38,6 +38,7 @@ class Test:
     settings: dict = field(default_factory=dict)
     compare: bool = False
     containers: bool = True
+    leaks: bool = False
 
 
 class Description:
