@@ -43,6 +43,9 @@ impl Container {
         let mut domain = Domain::new(group)?;
         let reserved = group.reserved_regions()?;
         let valid = check_ranges(&topology, &space, &domain, &reserved)?;
+        if !topology.shares_page_size(&domain) {
+            return Err(Cause::Other(EINVAL));
+        }
         if !vfio::allow_unsafe_interrupts() && !group.has_isolated_msi() {
             pr_warn!(
                 "group {}: no interrupt remapping, so a device could forge interrupts; module \

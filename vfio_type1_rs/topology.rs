@@ -2,8 +2,10 @@
 
 //! The groups of a container, and what their IOMMUs can do together.
 
+use core::iter;
 use iommu::{
     AddressSpace,
+    Domain,
     Group,
     Reserved,
     ReservedKind, //
@@ -126,6 +128,12 @@ impl Topology {
         self.members.iter().any(|member| !member.has_pinned_scope())
     }
 
+    /// Whether there is a page size that `domain` and all others can map.
+    pub(crate) fn shares_page_size(&self, domain: &Domain) -> bool {
+        let sizes = Iterator::chain(self.iommu.domains(), iter::once(domain));
+        PageSizes::common(sizes.map(Domain::page_sizes), PAGE_SIZE as u64).is_some()
+    }
+
     /// The addresses that all domains translate.
     pub(crate) fn aperture(&self) -> Option<IovaRange> {
         self.iommu
@@ -159,7 +167,7 @@ impl Topology {
 
     /// Keeps the valid ranges, which can only be too few after a group has left.
     pub(crate) fn update_page_sizes(&mut self) {
-        let sizes = self.iommu.domains().map(|domain| domain.page_sizes());
+        let sizes = self.iommu.domains().map(Domain::page_sizes);
         self.page_sizes = PageSizes::common(sizes, PAGE_SIZE as u64)
             .unwrap_or(PageSizes::cpu_page(PAGE_SIZE as u64));
     }
