@@ -8,22 +8,8 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use std::process;
 
-use nix::errno::Errno;
-use nix::{
-    request_code_none,
-    request_code_read,
-    request_code_readwrite,
-    request_code_write, //
-};
-use type1_status::host::{
-    C_DRIVER,
-    RUST_DRIVER, //
-};
-
-use crate::check::{
-    expect,
+use harness::check::{
     expect_eq,
     missing_or_fail,
     Stop,
@@ -31,15 +17,21 @@ use crate::check::{
     SysError,
     Verdict, //
 };
-use crate::env::{
-    Driver,
+use harness::env::{
     Env,
     Model, //
 };
-use crate::vfio::{
+use harness::vfio::{
     Container,
     Device,
     Group, //
+};
+use nix::errno::Errno;
+use nix::{
+    request_code_none,
+    request_code_read,
+    request_code_readwrite,
+    request_code_write, //
 };
 
 /// Name of the module and of its devices up to the dot.
@@ -305,7 +297,7 @@ impl Session {
             groups.push(group);
         }
         container.set_iommu(model.number())?;
-        check_driver(env, model)?;
+        env.check_driver(model, None)?;
 
         let mut session = Session {
             devices: Vec::new(),
@@ -331,50 +323,5 @@ impl Session {
     /// The first device.
     pub(crate) fn device(&self) -> &Emulated {
         &self.devices[0]
-    }
-}
-
-/// Checks which driver serves the container that was just opened.
-#[track_caller]
-pub(crate) fn check_driver(env: &Env, model: Model) -> Verdict {
-    let Some(expected) = env.expected else {
-        return Ok(());
-    };
-    let path = env.host.report_path();
-    let report = env.host.report()?;
-    let pid = process::id();
-    let model = match model {
-        Model::V1 => "type1",
-        Model::V2 => "type1v2",
-    };
-
-    match expected {
-        Driver::Rust => {
-            let report = report.ok_or_else(|| {
-                Stop::fail(format_args!(
-                    "{}: not there, so {RUST_DRIVER} cannot be seen to serve this container",
-                    path.display()
-                ))
-            })?;
-            let served = report
-                .owned_by(pid)
-                .any(|container| container.driver == RUST_DRIVER && container.model == model);
-            expect(
-                format_args!("{}: a {model} container of pid {pid}", path.display()),
-                served,
-            )
-        }
-        Driver::C => {
-            let listed = report.is_some_and(|report| report.owned_by(pid).next().is_some());
-            expect(
-                format_args!("{}: no container of pid {pid}", path.display()),
-                !listed,
-            )?;
-            let references = env.host.driver(C_DRIVER).references;
-            expect(
-                format_args!("module {C_DRIVER} in use (references: {references:?})"),
-                references.is_some_and(|n| n >= 1),
-            )
-        }
     }
 }

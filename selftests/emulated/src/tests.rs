@@ -18,16 +18,16 @@ use std::time::{
     Instant, //
 };
 
-use crate::check::{
+use harness::check::{
     Stop,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Driver,
     Env, //
 };
-use crate::proc;
-use crate::runner::Test;
+use harness::proc;
+use harness::runner::Test;
 
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
@@ -46,16 +46,6 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
     .flatten()
     .copied()
 }
-
-/// Makes the table of a file: `name, "what must hold" => function`.
-macro_rules! tests {
-    ($($name:literal, $about:literal => $body:path;)*) => {
-        pub(super) const TESTS: &[crate::runner::Test] = &[$(
-            crate::runner::Test { name: $name, about: $about, body: $body },
-        )*];
-    };
-}
-use tests;
 
 /// Where tests map unless the place matters.
 const IOVA: u64 = 16 << 20;

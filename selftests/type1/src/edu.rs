@@ -8,18 +8,17 @@ use std::time::{
     Instant, //
 };
 
-use vfio_bindings::bindings::vfio;
-
-use crate::check::{
+use harness::check::{
     expect_eq,
     Stop,
     Verdict, //
 };
-use crate::memory::Memory;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::vfio::{
     Device,
     PAGE, //
 };
+use vfio_bindings::bindings::vfio;
 
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;

@@ -2,37 +2,20 @@
 
 //! Checks the VFIO type1 user API of a running kernel, one KTAP line per test.
 
-mod check;
 mod edu;
-mod env;
-mod info;
-mod memory;
-mod proc;
-mod runner;
 mod tests;
-mod vfio;
 
 use std::os::fd::RawFd;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{
-    ensure,
-    Result, //
-};
+use anyhow::Result;
 use clap::Parser;
-use regex::Regex;
-use type1_status::host::Host;
-
-use crate::env::{
-    Driver,
+use harness::cli::Options;
+use harness::env::{
     Env,
     Pci, //
 };
-use crate::runner::Test;
-
-/// What kselftest runners take for "nothing could be tested".
-const KSFT_SKIP: u8 = 4;
+use harness::runner::BALANCE;
 
 /// Check the VFIO type1 user API of the running kernel.
 ///
@@ -55,21 +38,8 @@ struct Args {
     #[arg(long)]
     group_noedu: bool,
 
-    /// Fail each test whose container is served by another driver.
-    #[arg(long, value_name = "DRIVER")]
-    expect_driver: Option<Driver>,
-
-    /// Run only tests whose name matches; may be given several times.
-    #[arg(long, value_name = "REGEX")]
-    filter: Vec<Regex>,
-
-    /// List the tests and exit.
-    #[arg(long)]
-    list: bool,
-
-    /// Give each test this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    timeout: u64,
+    #[command(flatten)]
+    options: Options,
 
     /// Continue a test behind exec, on this container.
     #[arg(long, value_name = "FD", hide = true)]
@@ -83,36 +53,13 @@ fn main() -> Result<ExitCode> {
         return Ok(tests::process::after_exec(fd));
     }
 
-    let chosen: Vec<Test> = tests::all()
-        .filter(|test| {
-            args.filter.is_empty() || args.filter.iter().any(|re| re.is_match(test.name))
-        })
-        .collect();
-    if args.list {
-        let names = chosen.iter().map(|test| (test.name, test.about));
-        for (name, about) in names.chain([runner::BALANCE]) {
-            println!("{name:<30} {about}");
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    ensure!(
-        !chosen.is_empty(),
-        "no test matches; --list shows their names"
-    );
-
-    let pci = |bdf: &String| Pci { bdf: bdf.clone() };
+    let pci = |bdf| Pci { bdf };
     let env = Env {
-        devices: args.devices.iter().map(pci).collect(),
-        edu: args.edu.as_ref().map(pci),
+        devices: args.devices.into_iter().map(pci).collect(),
+        edu: args.edu.map(pci),
         edu_is_second: !args.group_noedu,
-        expected: args.expect_driver,
-        host: Host::default(),
+        expected: args.options.expect_driver,
+        ..Env::default()
     };
-    let totals = runner::run(&env, &chosen, Duration::from_secs(args.timeout))?;
-
-    Ok(match (totals.fail, totals.pass) {
-        (0, 0) => ExitCode::from(KSFT_SKIP),
-        (0, _) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    args.options.carry_out(&env, tests::all(), &[BALANCE])
 }

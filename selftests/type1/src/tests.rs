@@ -14,7 +14,7 @@ pub(crate) mod process;
 mod unmap;
 mod vaddr;
 
-use crate::runner::Test;
+use harness::runner::Test;
 
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
@@ -35,16 +35,6 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
     .flatten()
     .copied()
 }
-
-/// Makes the table of a file: `name, "what must hold" => function`.
-macro_rules! tests {
-    ($($name:literal, $about:literal => $body:path;)*) => {
-        pub(super) const TESTS: &[crate::runner::Test] = &[$(
-            crate::runner::Test { name: $name, about: $about, body: $body },
-        )*];
-    };
-}
-use tests;
 
 /// Where tests map unless the place matters: free on every machine, and in reach of edu.
 const IOVA: u64 = 16 << 20;

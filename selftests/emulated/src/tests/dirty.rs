@@ -2,30 +2,29 @@
 
 //! Dirty pages of devices that reach memory through their drivers only.
 
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::fixture::{
-    Session,
-    Via, //
-};
-use crate::memory::Memory;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::tests;
+use harness::vfio::{
     unmap_dirty_arg,
     DIRTY_START,
     DIRTY_STOP,
     PAGE,
     READ,
     RW, //
+};
+
+use super::IOVA;
+use crate::fixture::{
+    Session,
+    Via, //
 };
 
 tests! {

@@ -2,33 +2,32 @@
 
 //! Several groups without an IOMMU.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
+    PAGE,
+    RW, //
+};
+use nix::errno::Errno;
+
+use super::{
+    PinCount,
+    IOVA, //
+};
 use crate::fixture::{
-    check_driver,
     Session,
     Via,
     Which, //
-};
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
-    PAGE,
-    RW, //
 };
 
 tests! {
@@ -105,6 +104,6 @@ fn last(env: &Env) -> Verdict {
 
     session.groups[0].set_container(&session.container)?;
     session.container.set_iommu(Model::V2.number())?;
-    check_driver(env, Model::V2)?;
+    env.check_driver(Model::V2, None)?;
     expect_eq("bytes mapped", session.container.unmap_all()?, 0)
 }

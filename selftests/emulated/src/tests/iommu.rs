@@ -8,47 +8,46 @@ use std::sync::atomic::{
 };
 use std::thread;
 
-use nix::errno::Errno;
-use vfio_bindings::bindings::vfio;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Stop,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Driver,
     Env,
     Model, //
 };
-use crate::fixture::{
-    check_driver,
-    Emulated,
-    Session,
-    Via,
-    Which,
-    PIN_RW, //
-};
-use crate::info::Info;
-use crate::memory::Memory;
-use crate::proc::{
+use harness::info::Info;
+use harness::memory::Memory;
+use harness::proc::{
     become_limited,
     locked, //
 };
-use crate::vfio::{
+use harness::tests;
+use harness::vfio::{
     Container,
     Group,
     DIRTY_START,
     PAGE,
     RW,
     UNMAP_VADDR, //
+};
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio;
+
+use super::{
+    PinCount,
+    IOVA, //
+};
+use crate::fixture::{
+    Emulated,
+    Session,
+    Via,
+    Which,
+    PIN_RW, //
 };
 
 tests! {
@@ -128,7 +127,7 @@ fn iommu_first(env: &Env) -> Verdict<(Group, Session)> {
     let container = Container::open()?;
     group.set_container(&container)?;
     container.set_iommu(Model::V2.number())?;
-    check_driver(env, Model::V2)?;
+    env.check_driver(Model::V2, None)?;
     let mut session = Session {
         devices: Vec::new(),
         groups: Vec::new(),

@@ -5,23 +5,32 @@
 use std::sync::Barrier;
 use std::thread;
 
-use nix::errno::Errno;
-
-use super::{
-    need_rust,
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     Stop,
     SysError,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
+};
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
+    Container,
+    DIRTY_START,
+    DIRTY_STOP,
+    PAGE,
+    RW, //
+};
+use nix::errno::Errno;
+
+use super::{
+    need_rust,
+    PinCount,
+    IOVA, //
 };
 use crate::fixture::{
     Emulated,
@@ -29,15 +38,6 @@ use crate::fixture::{
     Via,
     Which,
     PIN_RW, //
-};
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
-    Container,
-    DIRTY_START,
-    DIRTY_STOP,
-    PAGE,
-    RW, //
 };
 
 tests! {

@@ -2,29 +2,21 @@
 
 //! Mappings of a container without an IOMMU: promises that cost nothing until somebody pins.
 
-use nix::errno::Errno;
-use vfio_bindings::bindings::vfio;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::fixture::Session;
-use crate::info::Info;
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
+use harness::info::Info;
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     DIRTY_START,
     MAP_VADDR,
     PAGE,
@@ -32,6 +24,14 @@ use crate::vfio::{
     RW,
     UNMAP_VADDR, //
 };
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio;
+
+use super::{
+    PinCount,
+    IOVA, //
+};
+use crate::fixture::Session;
 
 tests! {
     "map.info", "GET_INFO knows no valid ranges, and all page sizes" => info;

@@ -4,22 +4,36 @@
 
 use std::fs;
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Stop,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
+};
+use harness::memory::{
+    Memory,
+    MIB, //
+};
+use harness::proc::{
+    become_limited,
+    locked, //
+};
+use harness::tests;
+use harness::vfio::{
+    PAGE,
+    READ,
+    RW,
+    WRITE, //
+};
+use nix::errno::Errno;
+
+use super::{
+    PinCount,
+    IOVA, //
 };
 use crate::fixture::{
     Session,
@@ -28,20 +42,6 @@ use crate::fixture::{
     PIN_READ,
     PIN_RW,
     PIN_WRITE, //
-};
-use crate::memory::{
-    Memory,
-    MIB, //
-};
-use crate::proc::{
-    become_limited,
-    locked, //
-};
-use crate::vfio::{
-    PAGE,
-    READ,
-    RW,
-    WRITE, //
 };
 
 tests! {

@@ -7,36 +7,36 @@ use std::io::{
     Write, //
 };
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
+};
+use harness::memory::Memory;
+use harness::proc::{
+    locked,
+    pipe,
+    Child, //
+};
+use harness::tests;
+use harness::vfio::{
+    PAGE,
+    RW, //
+};
+use nix::errno::Errno;
+
+use super::{
+    PinCount,
+    IOVA, //
 };
 use crate::fixture::{
     Session,
     Via,
     PIN_RW, //
-};
-use crate::memory::Memory;
-use crate::proc::{
-    locked,
-    pipe,
-    Child, //
-};
-use crate::vfio::{
-    PAGE,
-    RW, //
 };
 
 tests! {

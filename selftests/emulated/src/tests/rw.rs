@@ -2,40 +2,40 @@
 
 //! `vfio_dma_rw()`, by a user's task and by kernel threads.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
+};
+use harness::memory::{
+    Memory,
+    MIB, //
+};
+use harness::proc::{
+    locked,
+    Child, //
+};
+use harness::tests;
+use harness::vfio::{
+    PAGE,
+    READ,
+    RW,
+    WRITE, //
+};
+use nix::errno::Errno;
+
+use super::{
+    PinCount,
+    IOVA, //
 };
 use crate::fixture::{
     Session,
     Via,
     Which, //
-};
-use crate::memory::{
-    Memory,
-    MIB, //
-};
-use crate::proc::{
-    locked,
-    Child, //
-};
-use crate::vfio::{
-    PAGE,
-    READ,
-    RW,
-    WRITE, //
 };
 
 tests! {

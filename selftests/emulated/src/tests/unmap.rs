@@ -2,35 +2,35 @@
 
 //! UNMAP_DMA of what drivers have pinned.
 
-use nix::errno::Errno;
-
-use super::{
-    need_rust,
-    tests,
-    PinCount,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
+};
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
+    DIRTY_START,
+    PAGE,
+    RW, //
+};
+use nix::errno::Errno;
+
+use super::{
+    need_rust,
+    PinCount,
+    IOVA, //
 };
 use crate::fixture::{
     Session,
     Which,
     PIN_READ, //
-};
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
-    DIRTY_START,
-    PAGE,
-    RW, //
 };
 
 tests! {
@@ -181,7 +181,7 @@ fn stubborn(env: &Env) -> Verdict {
 
     session.container.dirty(DIRTY_START)?;
     let mut words = [0];
-    let mut arg = crate::vfio::unmap_dirty_arg(IOVA, 8 * PAGE, &mut words);
+    let mut arg = harness::vfio::unmap_dirty_arg(IOVA, 8 * PAGE, &mut words);
     // SAFETY: The bitmap is `words`.
     let refused = unsafe { session.container.unmap_dirty(&mut arg) };
     expect_errno("with a bitmap", refused, Errno::EBUSY)?;

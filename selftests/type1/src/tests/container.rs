@@ -2,26 +2,20 @@
 
 //! The container itself: extensions, models, who may call what when.
 
-use nix::errno::Errno;
-use vfio_bindings::bindings::vfio;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     Command,
     Container,
     Group,
@@ -29,6 +23,10 @@ use crate::vfio::{
     PAGE,
     RW, //
 };
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio;
+
+use super::IOVA;
 
 tests! {
     "container.api_version", "the API has version 0" => api_version;
@@ -133,7 +131,7 @@ fn needs_group(_: &Env) -> Verdict {
 /// Fails unless every type1 ioctl is refused with EINVAL, as by a container without a driver.
 #[track_caller]
 fn expect_no_driver(container: &Container, why: &str, memory: &Memory) -> Verdict {
-    let mut info = crate::info::Raw::new(crate::info::FIXED);
+    let mut info = harness::info::Raw::new(harness::info::FIXED);
     expect_errno(why, container.get_info(info.words()), Errno::EINVAL)?;
     let mapped = container.map(IOVA, memory.vaddr(), PAGE, RW);
     expect_errno(why, mapped, Errno::EINVAL)?;
@@ -214,7 +212,7 @@ fn close_first(env: &Env) -> Verdict {
         .container
         .map(IOVA, memory.vaddr(), memory.len(), RW)?;
 
-    let crate::env::Session {
+    let harness::env::Session {
         group, container, ..
     } = session;
     drop(container);

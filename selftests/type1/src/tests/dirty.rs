@@ -5,26 +5,21 @@
 //! A device behind an IOMMU without dirty bits may have written anywhere, so every page of a
 //! mapping is reported dirty, every time.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Driver,
     Env,
     Model,
     Session, //
 };
-use crate::memory::Memory;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::tests;
+use harness::vfio::{
     argsz,
     dirty_get_arg,
     unmap_dirty_arg,
@@ -40,6 +35,9 @@ use crate::vfio::{
     UNMAP_DIRTY,
     UNMAP_VADDR, //
 };
+use nix::errno::Errno;
+
+use super::IOVA;
 
 tests! {
     "dirty.v1", "type1 has no dirty tracking, whatever the argument" => v1;

@@ -2,36 +2,35 @@
 
 //! What the device really reaches, with QEMU's edu device.
 
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     Stop,
     Verdict, //
 };
-use crate::edu::{
-    Engine,
-    REACH, //
-};
-use crate::env::{
+use harness::env::{
     Env,
     Model,
     Session, //
 };
-use crate::memory::{
+use harness::memory::{
     Memory,
     MIB, //
 };
-use crate::proc::Child;
-use crate::vfio::{
+use harness::proc::Child;
+use harness::tests;
+use harness::vfio::{
     Group,
     MAP_VADDR,
     PAGE,
     READ,
     RW,
     UNMAP_VADDR, //
+};
+
+use super::IOVA;
+use crate::edu::{
+    Engine,
+    REACH, //
 };
 
 tests! {

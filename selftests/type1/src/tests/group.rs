@@ -2,33 +2,31 @@
 
 //! Several groups in one container.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::memory::{
+use harness::memory::{
     Memory,
     MIB, //
 };
-use crate::proc::locked;
-use crate::vfio::{
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     Group,
     DIRTY_START,
     PAGE,
     RW, //
 };
+use nix::errno::Errno;
+
+use super::IOVA;
 
 tests! {
     "group.attach_mapped", "a second group joins a container with mappings, and leaves it" => attach_mapped;
@@ -138,7 +136,7 @@ fn twice(env: &Env) -> Verdict {
     let session = env.open(Model::V2)?;
     let again = session.group.set_container(&session.container);
     expect_errno("same container", again, Errno::EINVAL)?;
-    let other = crate::vfio::Container::open()?;
+    let other = harness::vfio::Container::open()?;
     expect_errno(
         "another container",
         session.group.set_container(&other),

@@ -2,37 +2,35 @@
 
 //! GET_INFO.
 
-use nix::errno::Errno;
-use vfio_bindings::bindings::vfio;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect,
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::info::{
+use harness::info::{
     Header,
     Info,
     Migration,
     Raw,
     FIXED, //
 };
-use crate::memory::Memory;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::tests;
+use harness::vfio::{
     Command,
     PAGE,
     READ,
     RW, //
 };
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio;
+
+use super::IOVA;
 
 tests! {
     "info.argsz_short", "an argument without room for the page sizes is refused" => argsz_short;
@@ -163,7 +161,10 @@ fn migration(env: &Env) -> Verdict {
 fn dma_avail(env: &Env) -> Verdict {
     const COUNT: u32 = 5;
     let limit = env.parameter("dma_entry_limit")?;
-    let limit: u32 = limit.original().parse().map_err(crate::check::Stop::fail)?;
+    let limit: u32 = limit
+        .original()
+        .parse()
+        .map_err(harness::check::Stop::fail)?;
     let memory = Memory::anon(PAGE)?;
 
     for model in Model::BOTH {

@@ -5,37 +5,35 @@
 use std::fs::File;
 use std::io::Write;
 
-use vfio_bindings::bindings::vfio;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     missing_or_fail,
     Stop,
     Verdict, //
 };
-use crate::edu::enable_memory;
-use crate::env::{
+use harness::env::{
     Env,
     Model,
     Session, //
 };
-use crate::memory::{
+use harness::memory::{
     Memory,
     GIB,
     MIB, //
 };
-use crate::proc::locked;
-use crate::vfio::{
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     Device,
     Region,
     PAGE,
     READ,
     RW, //
 };
+use vfio_bindings::bindings::vfio;
+
+use super::IOVA;
+use crate::edu::enable_memory;
 
 tests! {
     "kind.anon", "base pages" => anon;

@@ -4,29 +4,28 @@
 
 use std::thread;
 
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     Stop,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::memory::{
+use harness::memory::{
     Memory,
     MIB, //
 };
-use crate::proc::locked;
-use crate::vfio::{
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     PAGE,
     READ,
     RW, //
 };
+
+use super::IOVA;
 
 tests! {
     "load.many", "five thousand mappings at once" => many;

@@ -2,32 +2,27 @@
 
 //! MAP_DMA: what it refuses, and that a refusal changes nothing.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Stop,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::memory::{
+use harness::memory::{
     Memory,
     MIB, //
 };
-use crate::proc::{
+use harness::proc::{
     become_limited,
     locked,
     Child, //
 };
-use crate::vfio::{
+use harness::tests;
+use harness::vfio::{
     map_arg,
     Command,
     MAP_VADDR,
@@ -36,6 +31,9 @@ use crate::vfio::{
     RW,
     WRITE, //
 };
+use nix::errno::Errno;
+
+use super::IOVA;
 
 tests! {
     "map.argument", "short or unreadable arguments and unknown flags are refused" => argument;

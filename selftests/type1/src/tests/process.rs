@@ -13,36 +13,34 @@ use std::process::{
     ExitCode, //
 };
 
+use harness::check::{
+    expect_eq,
+    Stop,
+    Verdict, //
+};
+use harness::env::{
+    Env,
+    Model, //
+};
+use harness::memory::Memory;
+use harness::proc::{
+    locked,
+    pipe,
+    Child, //
+};
+use harness::tests;
+use harness::vfio::{
+    Container,
+    PAGE,
+    RW, //
+};
 use nix::fcntl::{
     fcntl,
     FcntlArg,
     FdFlag, //
 };
 
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
-    expect_eq,
-    Stop,
-    Verdict, //
-};
-use crate::env::{
-    Env,
-    Model, //
-};
-use crate::memory::Memory;
-use crate::proc::{
-    locked,
-    pipe,
-    Child, //
-};
-use crate::vfio::{
-    Container,
-    PAGE,
-    RW, //
-};
+use super::IOVA;
 
 tests! {
     "process.fork", "a child which inherits a container and ends changes nothing" => fork;

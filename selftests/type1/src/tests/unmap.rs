@@ -2,25 +2,20 @@
 
 //! UNMAP_DMA in both models.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model,
     Session, //
 };
-use crate::memory::Memory;
-use crate::proc::locked;
-use crate::vfio::{
+use harness::memory::Memory;
+use harness::proc::locked;
+use harness::tests;
+use harness::vfio::{
     unmap_arg,
     Command,
     PAGE,
@@ -28,6 +23,9 @@ use crate::vfio::{
     UNMAP_ALL,
     UNMAP_VADDR, //
 };
+use nix::errno::Errno;
+
+use super::IOVA;
 
 tests! {
     "unmap.argument", "short or unreadable arguments and unknown flags are refused" => argument;

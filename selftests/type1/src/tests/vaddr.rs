@@ -2,28 +2,23 @@
 
 //! Moving mappings to another address or process, as a live update does.
 
-use nix::errno::Errno;
-
-use super::{
-    tests,
-    IOVA, //
-};
-use crate::check::{
+use harness::check::{
     expect_eq,
     expect_errno,
     Verdict, //
 };
-use crate::env::{
+use harness::env::{
     Env,
     Model, //
 };
-use crate::memory::Memory;
-use crate::proc::{
+use harness::memory::Memory;
+use harness::proc::{
     become_limited,
     locked,
     Child, //
 };
-use crate::vfio::{
+use harness::tests;
+use harness::vfio::{
     Group,
     MAP_VADDR,
     PAGE,
@@ -31,6 +26,9 @@ use crate::vfio::{
     UNMAP_ALL,
     UNMAP_VADDR, //
 };
+use nix::errno::Errno;
+
+use super::IOVA;
 
 tests! {
     "vaddr.move", "a mapping is moved to another address" => move_within;

@@ -37,7 +37,7 @@ use crate::check::{
 
 /// Bytes of locked memory charged to this process.
 #[track_caller]
-pub(crate) fn locked() -> Verdict<u64> {
+pub fn locked() -> Verdict<u64> {
     let text = fs::read_to_string("/proc/self/status")?;
     let kib = text
         .lines()
@@ -48,7 +48,7 @@ pub(crate) fn locked() -> Verdict<u64> {
 }
 
 /// Pages pinned and not yet released, system-wide, if this kernel counts them.
-pub(crate) fn pinned_pages() -> Option<i64> {
+pub fn pinned_pages() -> Option<i64> {
     // Each CPU keeps small counts to itself until asked.
     let _ = fs::read("/proc/sys/vm/stat_refresh");
     let text = fs::read_to_string("/proc/vmstat").ok()?;
@@ -61,7 +61,7 @@ pub(crate) fn pinned_pages() -> Option<i64> {
 
 /// Gives up root, and allows `limit` bytes of locked memory.
 #[track_caller]
-pub(crate) fn become_limited(limit: u64) -> Verdict {
+pub fn become_limited(limit: u64) -> Verdict {
     setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?;
     if Uid::effective().is_root() {
         setuid(Uid::from_raw(65534))?;
@@ -70,13 +70,13 @@ pub(crate) fn become_limited(limit: u64) -> Verdict {
 }
 
 /// A pipe whose ends do not survive exec: first the end to read from.
-pub(crate) fn pipe() -> Result<(File, File), Errno> {
+pub fn pipe() -> Result<(File, File), Errno> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     Ok((reader.into(), writer.into()))
 }
 
 /// A process forked by a test, with a pipe for what it finds.
-pub(crate) struct Child {
+pub struct Child {
     pid: Pid,
     verdict: File,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Child {
 impl Child {
     /// Forks; `body` runs in the child, which ends when it returns.
     #[track_caller]
-    pub(crate) fn run(body: impl FnOnce() -> Verdict) -> Verdict<Self> {
+    pub fn run(body: impl FnOnce() -> Verdict) -> Verdict<Self> {
         let (reader, mut writer) = pipe()?;
         // SAFETY: This process has one thread; the child may do what the parent may.
         match unsafe { fork() }? {
@@ -109,7 +109,7 @@ impl Child {
 
     /// Waits for the child and takes its verdict over.
     #[track_caller]
-    pub(crate) fn join(mut self) -> Verdict {
+    pub fn join(mut self) -> Verdict {
         let mut text = String::new();
         self.verdict.read_to_string(&mut text)?;
         let status = loop {
@@ -128,7 +128,7 @@ impl Child {
 
     /// Kills the child and waits until all it had is closed.
     #[track_caller]
-    pub(crate) fn kill(self) -> Verdict {
+    pub fn kill(self) -> Verdict {
         nix::sys::signal::kill(self.pid, nix::sys::signal::Signal::SIGKILL)?;
         waitpid(self.pid, None)?;
         Ok(())

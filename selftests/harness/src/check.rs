@@ -16,7 +16,7 @@ use thiserror::Error;
 
 /// Why a test ended before its last line.
 #[derive(Debug, Error)]
-pub(crate) enum Stop {
+pub enum Stop {
     /// Something the test needs is not on this machine.
     #[error("{0}")]
     Skip(String),
@@ -26,31 +26,31 @@ pub(crate) enum Stop {
 }
 
 /// Result of a test or of a step of one.
-pub(crate) type Verdict<T = ()> = Result<T, Stop>;
+pub type Verdict<T = ()> = Result<T, Stop>;
 
 /// A refused system call.
 #[derive(Debug, Error)]
 #[error("{call}: {errno}")]
-pub(crate) struct SysError {
+pub struct SysError {
     /// The call with its arguments.
-    pub(crate) call: String,
+    pub call: String,
     /// The kernel's answer.
-    pub(crate) errno: Errno,
+    pub errno: Errno,
 }
 
 /// Result of a system call.
-pub(crate) type Sys<T = ()> = Result<T, SysError>;
+pub type Sys<T = ()> = Result<T, SysError>;
 
 impl Stop {
     /// A failure at the caller's line.
     #[track_caller]
-    pub(crate) fn fail(what: impl Display) -> Self {
+    pub fn fail(what: impl Display) -> Self {
         let at = Location::caller();
         Stop::Fail(format!("{}:{}: {what}", at.file(), at.line()))
     }
 
     /// A missing thing, by name.
-    pub(crate) fn skip(what: impl Display) -> Self {
+    pub fn skip(what: impl Display) -> Self {
         Stop::Skip(what.to_string())
     }
 }
@@ -94,7 +94,7 @@ pub(crate) fn read_needed(path: &Path) -> Verdict<String> {
 
 /// Applies the rule for things which may be absent: ENOENT and EACCES skip, all else fails.
 #[track_caller]
-pub(crate) fn missing_or_fail(what: impl AsRef<Path>, error: io::Error) -> Stop {
+pub fn missing_or_fail(what: impl AsRef<Path>, error: io::Error) -> Stop {
     let what = what.as_ref().display();
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::EACCES) => Stop::skip(format_args!("{what}: {error}")),
@@ -104,7 +104,7 @@ pub(crate) fn missing_or_fail(what: impl AsRef<Path>, error: io::Error) -> Stop 
 
 /// Fails unless `ok`.
 #[track_caller]
-pub(crate) fn expect(what: impl Display, ok: bool) -> Verdict {
+pub fn expect(what: impl Display, ok: bool) -> Verdict {
     if ok {
         Ok(())
     } else {
@@ -114,7 +114,7 @@ pub(crate) fn expect(what: impl Display, ok: bool) -> Verdict {
 
 /// Fails unless `got` is `want`.
 #[track_caller]
-pub(crate) fn expect_eq<T: PartialEq + Debug>(what: impl Display, got: T, want: T) -> Verdict {
+pub fn expect_eq<T: PartialEq + Debug>(what: impl Display, got: T, want: T) -> Verdict {
     if got == want {
         Ok(())
     } else {
@@ -126,7 +126,7 @@ pub(crate) fn expect_eq<T: PartialEq + Debug>(what: impl Display, got: T, want: 
 
 /// Fails unless the call was refused with `want`.
 #[track_caller]
-pub(crate) fn expect_errno<T: Debug>(why: impl Display, got: Sys<T>, want: Errno) -> Verdict {
+pub fn expect_errno<T: Debug>(why: impl Display, got: Sys<T>, want: Errno) -> Verdict {
     match got {
         Err(error) if error.errno == want => Ok(()),
         Err(error) => Err(Stop::fail(format_args!(

@@ -30,14 +30,29 @@ use crate::vfio::{
     PAGE, //
 };
 
-pub(crate) const MIB: u64 = 1 << 20;
-pub(crate) const GIB: u64 = 1 << 30;
+/// A mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// A gibibyte.
+pub const GIB: u64 = 1 << 30;
+
+/// An integer: whatever bytes lie in memory, they are a value of it.
+///
+/// # Safety
+///
+/// All bit patterns are valid.
+pub unsafe trait Integer: Copy {}
+// SAFETY: It is a plain integer.
+unsafe impl Integer for u8 {}
+// SAFETY: It is a plain integer.
+unsafe impl Integer for u32 {}
+// SAFETY: It is a plain integer.
+unsafe impl Integer for u64 {}
 
 const PROT_RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// A mapping of this process, unmapped when dropped.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub struct Memory {
     start: *mut u8,
     len: u64,
 }
@@ -115,7 +130,7 @@ impl Memory {
 
     /// Private anonymous memory in base pages, populated.
     #[track_caller]
-    pub(crate) fn anon(len: u64) -> Verdict<Self> {
+    pub fn anon(len: u64) -> Verdict<Self> {
         let memory = Memory::unpopulated(len)?;
         memory.advise(libc::MADV_NOHUGEPAGE).or_else(|errno| {
             // A kernel without transparent huge pages has no use for the advice.
@@ -131,14 +146,14 @@ impl Memory {
 
     /// Private anonymous memory nobody has touched, at a multiple of 2 MiB.
     #[track_caller]
-    pub(crate) fn unpopulated(len: u64) -> Verdict<Self> {
+    pub fn unpopulated(len: u64) -> Verdict<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         Memory::reserve(len, 2 * MIB)?.place(PROT_RW, flags, -1, 0)
     }
 
     /// Transparent huge pages.
     #[track_caller]
-    pub(crate) fn thp(len: u64) -> Verdict<Self> {
+    pub fn thp(len: u64) -> Verdict<Self> {
         let control = PathBuf::from("/sys/kernel/mm/transparent_hugepage/enabled");
         if read_needed(&control)?.contains("[never]") {
             return Err(Stop::skip(format_args!("{}: never", control.display())));
@@ -158,7 +173,7 @@ impl Memory {
 
     /// Reserved huge pages of `page` bytes.
     #[track_caller]
-    pub(crate) fn hugetlb(len: u64, page: u64) -> Verdict<Self> {
+    pub fn hugetlb(len: u64, page: u64) -> Verdict<Self> {
         let kib = page / 1024;
         let free = PathBuf::from(format!(
             "/sys/kernel/mm/hugepages/hugepages-{kib}kB/free_hugepages"
@@ -185,7 +200,7 @@ impl Memory {
 
     /// A new memfd of `len` bytes.
     #[track_caller]
-    pub(crate) fn memfd(len: u64) -> Verdict<File> {
+    pub fn memfd(len: u64) -> Verdict<File> {
         // SAFETY: The name is a string that ends with a zero.
         let fd = unsafe { libc::memfd_create(c"type1".as_ptr(), libc::MFD_CLOEXEC) };
         let fd = Errno::result(fd)?;
@@ -197,7 +212,7 @@ impl Memory {
 
     /// A shared mapping of a whole file.
     #[track_caller]
-    pub(crate) fn shared(file: &File) -> Verdict<Self> {
+    pub fn shared(file: &File) -> Verdict<Self> {
         let memory = Memory::reserve(file.metadata()?.len(), 2 * MIB)?.place(
             PROT_RW,
             libc::MAP_SHARED,
@@ -210,13 +225,13 @@ impl Memory {
 
     /// A private, read-only mapping of the first `len` bytes of a file.
     #[track_caller]
-    pub(crate) fn private_file(file: &File, len: u64) -> Verdict<Self> {
+    pub fn private_file(file: &File, len: u64) -> Verdict<Self> {
         Memory::reserve(len, PAGE)?.place(libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
     }
 
     /// A device region.
     #[track_caller]
-    pub(crate) fn region(device: &Device, region: Region) -> Verdict<Self> {
+    pub fn region(device: &Device, region: Region) -> Verdict<Self> {
         Memory::reserve(region.size, 2 * MIB)?.place(
             PROT_RW,
             libc::MAP_SHARED,
@@ -227,11 +242,7 @@ impl Memory {
 
     /// `before` bytes of anonymous memory with a device region right behind them.
     #[track_caller]
-    pub(crate) fn anon_then_region(
-        before: u64,
-        device: &Device,
-        region: Region,
-    ) -> Verdict<(Self, Self)> {
+    pub fn anon_then_region(before: u64, device: &Device, region: Region) -> Verdict<(Self, Self)> {
         let mut head = Memory::reserve(before + region.size, 2 * MIB)?;
         let tail = head.split_off(before);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -243,17 +254,23 @@ impl Memory {
         Ok((head, tail))
     }
 
-    pub(crate) fn vaddr(&self) -> u64 {
+    /// Where it begins in this process.
+    pub fn vaddr(&self) -> u64 {
         self.start.expose_provenance() as u64
     }
 
-    pub(crate) fn len(&self) -> u64 {
+    /// Its bytes.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty mapping cannot be made"
+    )]
+    pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Changes the protection of a part.
     #[track_caller]
-    pub(crate) fn protect(&self, offset: u64, len: u64, prot: i32) -> Verdict {
+    pub fn protect(&self, offset: u64, len: u64, prot: i32) -> Verdict {
         let start = self.at(offset, len);
         // SAFETY: The range is within this mapping, whose contents no reference points to.
         Errno::result(unsafe { libc::mprotect(start.cast(), len as usize, prot) })?;
@@ -261,7 +278,7 @@ impl Memory {
     }
 
     /// Removes the end of the mapping.
-    pub(crate) fn truncate(&mut self, len: u64) {
+    pub fn truncate(&mut self, len: u64) {
         drop(self.split_off(len));
     }
 
@@ -278,7 +295,7 @@ impl Memory {
     }
 
     /// Writes one value, which may be a device register.
-    pub(crate) fn write<T: Copy>(&self, offset: u64, value: T) {
+    pub fn write<T: Integer>(&self, offset: u64, value: T) {
         let at = self.at(offset, size_of::<T>() as u64).cast::<T>();
         assert!(at.is_aligned());
         // SAFETY: The range is within this mapping and aligned.
@@ -286,28 +303,28 @@ impl Memory {
     }
 
     /// Reads one value, which may be a device register.
-    pub(crate) fn read<T: Copy>(&self, offset: u64) -> T {
+    pub fn read<T: Integer>(&self, offset: u64) -> T {
         let at = self.at(offset, size_of::<T>() as u64).cast::<T>();
         assert!(at.is_aligned());
-        // SAFETY: As in `write`; callers read integers, for which any bytes are a value.
+        // SAFETY: As in `write`; any bytes are a value of an integer.
         unsafe { at.read_volatile() }
     }
 
     /// Writes `byte` everywhere.
-    pub(crate) fn fill(&self, byte: u8) {
+    pub fn fill(&self, byte: u8) {
         // SAFETY: The range is this mapping.
         unsafe { ptr::write_bytes(self.start, byte, self.len as usize) };
     }
 
     /// Copies bytes in.
-    pub(crate) fn put(&self, offset: u64, bytes: &[u8]) {
+    pub fn put(&self, offset: u64, bytes: &[u8]) {
         let to = self.at(offset, bytes.len() as u64);
         // SAFETY: The range is within this mapping, which no slice overlaps.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
     /// Copies bytes out.
-    pub(crate) fn get(&self, offset: u64, len: u64) -> Vec<u8> {
+    pub fn get(&self, offset: u64, len: u64) -> Vec<u8> {
         let mut bytes = vec![0; len as usize];
         let from = self.at(offset, len);
         // SAFETY: As in `put`.

@@ -20,6 +20,7 @@ use vfio_bindings::bindings::vfio;
 
 use crate::check::{
     expect,
+    expect_eq,
     missing_or_fail,
     read_needed,
     Stop,
@@ -31,12 +32,13 @@ use crate::vfio::{
     Container,
     Device,
     Group,
-    PAGE, //
+    PAGE,
+    READ, //
 };
 
 /// The driver which has to serve every container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Driver {
+pub enum Driver {
     /// vfio_iommu_type1
     C,
     /// vfio_type1_rs
@@ -45,15 +47,19 @@ pub(crate) enum Driver {
 
 /// The two interfaces of type1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Model {
+pub enum Model {
+    /// `VFIO_TYPE1_IOMMU`
     V1,
+    /// `VFIO_TYPE1v2_IOMMU`
     V2,
 }
 
 impl Model {
-    pub(crate) const BOTH: [Model; 2] = [Model::V1, Model::V2];
+    /// Both of them.
+    pub const BOTH: [Model; 2] = [Model::V1, Model::V2];
 
-    pub(crate) fn number(self) -> u32 {
+    /// What SET_IOMMU takes.
+    pub fn number(self) -> u32 {
         match self {
             Model::V1 => vfio::VFIO_TYPE1_IOMMU,
             Model::V2 => vfio::VFIO_TYPE1v2_IOMMU,
@@ -70,8 +76,9 @@ impl Model {
 
 /// A PCI function bound to vfio-pci.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pci {
-    pub(crate) bdf: String,
+pub struct Pci {
+    /// Its address, for example 0000:00:03.0.
+    pub bdf: String,
 }
 
 impl Pci {
@@ -81,7 +88,7 @@ impl Pci {
 
     /// The number of its IOMMU group.
     #[track_caller]
-    pub(crate) fn group(&self) -> Verdict<u32> {
+    pub fn group(&self) -> Verdict<u32> {
         let link = self.sysfs().join("iommu_group");
         let target = fs::read_link(&link).map_err(|e| missing_or_fail(&link, e))?;
         target
@@ -91,7 +98,7 @@ impl Pci {
     }
 
     /// Whether the IOMMU in front of the device can force DMA to be coherent, if it tells.
-    pub(crate) fn iommu_snoops(&self) -> Option<bool> {
+    pub fn iommu_snoops(&self) -> Option<bool> {
         const ECAP_SNOOP_CONTROL: u64 = 1 << 7;
         let ecap = fs::read_to_string(self.sysfs().join("iommu/intel-iommu/ecap")).ok()?;
         let ecap = u64::from_str_radix(ecap.trim().trim_start_matches("0x"), 16).ok()?;
@@ -100,7 +107,7 @@ impl Pci {
 
     /// Size of the IOMMU page-table entry which maps `iova` for the device, 0 if none does.
     #[track_caller]
-    pub(crate) fn leaf(&self, iova: u64) -> Verdict<u64> {
+    pub fn leaf(&self, iova: u64) -> Verdict<u64> {
         let path = format!(
             "/sys/kernel/debug/iommu/intel/{}/domain_translation_struct",
             self.bdf
@@ -126,7 +133,7 @@ impl Pci {
 
     /// IOVA the group must not use: first byte and last byte of each region.
     #[track_caller]
-    pub(crate) fn reserved(&self) -> Verdict<Vec<(u64, u64)>> {
+    pub fn reserved(&self) -> Verdict<Vec<(u64, u64)>> {
         let path = format!(
             "/sys/kernel/iommu_groups/{}/reserved_regions",
             self.group()?
@@ -148,19 +155,24 @@ impl Pci {
 }
 
 /// What the command line says about the machine.
-#[derive(Debug)]
-pub(crate) struct Env {
-    pub(crate) devices: Vec<Pci>,
-    pub(crate) edu: Option<Pci>,
-    pub(crate) edu_is_second: bool,
-    pub(crate) expected: Option<Driver>,
-    pub(crate) host: Host,
+#[derive(Debug, Default)]
+pub struct Env {
+    /// Functions to test with, of which the first serves most tests.
+    pub devices: Vec<Pci>,
+    /// QEMU's teaching device.
+    pub edu: Option<Pci>,
+    /// Whether the teaching device may serve as the second device.
+    pub edu_is_second: bool,
+    /// The driver which has to serve every container.
+    pub expected: Option<Driver>,
+    /// Where the kernel tells about its containers.
+    pub host: Host,
 }
 
 impl Env {
     /// The device most tests use.
     #[track_caller]
-    pub(crate) fn first(&self) -> Verdict<&Pci> {
+    pub fn first(&self) -> Verdict<&Pci> {
         self.devices
             .first()
             .ok_or_else(|| Stop::skip("a PCI device (--device)"))
@@ -168,7 +180,7 @@ impl Env {
 
     /// A device in another group.
     #[track_caller]
-    pub(crate) fn second(&self) -> Verdict<&Pci> {
+    pub fn second(&self) -> Verdict<&Pci> {
         let first = self.first()?.group()?;
         let edu = self.edu.iter().filter(|_| self.edu_is_second);
         for pci in self.devices.iter().chain(edu) {
@@ -183,7 +195,7 @@ impl Env {
 
     /// QEMU's teaching device.
     #[track_caller]
-    pub(crate) fn edu(&self) -> Verdict<&Pci> {
+    pub fn edu(&self) -> Verdict<&Pci> {
         self.edu
             .as_ref()
             .ok_or_else(|| Stop::skip("an edu device (--edu)"))
@@ -191,13 +203,13 @@ impl Env {
 
     /// A container with the first device's group.
     #[track_caller]
-    pub(crate) fn open(&self, model: Model) -> Verdict<Session<'_>> {
+    pub fn open(&self, model: Model) -> Verdict<Session<'_>> {
         self.open_with(self.first()?, model)
     }
 
     /// A container with one group, ready to map.
     #[track_caller]
-    pub(crate) fn open_with(&self, pci: &Pci, model: Model) -> Verdict<Session<'_>> {
+    pub fn open_with(&self, pci: &Pci, model: Model) -> Verdict<Session<'_>> {
         let session = self.open_bare(pci)?;
         session.container.set_iommu(model.number())?;
         session.check_driver(model)?;
@@ -206,7 +218,7 @@ impl Env {
 
     /// A container with one group, and no IOMMU model yet.
     #[track_caller]
-    pub(crate) fn open_bare(&self, pci: &Pci) -> Verdict<Session<'_>> {
+    pub fn open_bare(&self, pci: &Pci) -> Verdict<Session<'_>> {
         let container = Container::open()?;
         let group = Group::open(pci.group()?)?;
         group.set_container(&container)?;
@@ -218,10 +230,63 @@ impl Env {
         })
     }
 
+    /// Checks which driver serves the container of this process. The Rust driver has to list it
+    /// with `group`, if there is one behind an IOMMU.
+    #[track_caller]
+    pub fn check_driver(&self, model: Model, group: Option<u32>) -> Verdict {
+        let Some(expected) = self.expected else {
+            return Ok(());
+        };
+        let path = self.host.report_path();
+        let report = self.host.report()?;
+        let pid = process::id();
+
+        match expected {
+            Driver::Rust => {
+                let report = report.ok_or_else(|| {
+                    Stop::fail(format_args!(
+                        "{}: not there, so {RUST_DRIVER} cannot be seen to serve this container",
+                        path.display()
+                    ))
+                })?;
+                let served = report.owned_by(pid).any(|container| {
+                    container.driver == RUST_DRIVER
+                        && container.model == model.name()
+                        && group.is_none_or(|group| {
+                            container.domains.iter().any(|d| d.groups.contains(&group))
+                        })
+                });
+                let with = group.map_or_else(String::new, |group| {
+                    format!(" with group {group}, served by {RUST_DRIVER}")
+                });
+                expect(
+                    format_args!(
+                        "{}: a {} container of pid {pid}{with}",
+                        path.display(),
+                        model.name()
+                    ),
+                    served,
+                )
+            }
+            Driver::C => {
+                let listed = report.is_some_and(|report| report.owned_by(pid).next().is_some());
+                expect(
+                    format_args!("{}: no container of pid {pid}", path.display()),
+                    !listed,
+                )?;
+                let references = self.host.driver(C_DRIVER).references;
+                expect(
+                    format_args!("module {C_DRIVER} in use (references: {references:?})"),
+                    references.is_some_and(|n| n >= 1),
+                )
+            }
+        }
+    }
+
     /// The driver which serves the containers opened here: the expected one, or else the one
     /// found out by looking.
     #[track_caller]
-    pub(crate) fn serving(&self) -> Verdict<Driver> {
+    fn serving(&self) -> Verdict<Driver> {
         if let Some(driver) = self.expected {
             return Ok(driver);
         }
@@ -235,7 +300,7 @@ impl Env {
 
     /// A parameter of the serving driver's module.
     #[track_caller]
-    pub(crate) fn parameter(&self, name: &str) -> Verdict<Parameter> {
+    pub fn parameter(&self, name: &str) -> Verdict<Parameter> {
         let module = match self.serving()? {
             Driver::C => C_DRIVER,
             Driver::Rust => RUST_DRIVER,
@@ -249,14 +314,15 @@ impl Env {
 }
 
 /// A module parameter, put back when dropped.
-pub(crate) struct Parameter {
+pub struct Parameter {
     path: PathBuf,
     before: String,
 }
 
 impl Parameter {
     #[track_caller]
-    pub(crate) fn set(&self, value: &str) -> Verdict {
+    /// Sets it.
+    pub fn set(&self, value: &str) -> Verdict {
         fs::OpenOptions::new()
             .write(true)
             .open(&self.path)
@@ -265,7 +331,8 @@ impl Parameter {
         Ok(())
     }
 
-    pub(crate) fn original(&self) -> &str {
+    /// The value it had, and gets back.
+    pub fn original(&self) -> &str {
         self.before.trim()
     }
 }
@@ -278,85 +345,45 @@ impl Drop for Parameter {
 
 /// A container with a group. Dropping it closes the group first.
 #[derive(Debug)]
-pub(crate) struct Session<'a> {
+pub struct Session<'a> {
     env: &'a Env,
-    pub(crate) pci: Pci,
-    pub(crate) group: Group,
-    pub(crate) container: Container,
+    /// The function whose group it is.
+    pub pci: Pci,
+    /// The group.
+    pub group: Group,
+    /// The container.
+    pub container: Container,
 }
 
 impl Session<'_> {
     /// Checks which driver serves this container.
     #[track_caller]
-    pub(crate) fn check_driver(&self, model: Model) -> Verdict {
-        let Some(expected) = self.env.expected else {
-            return Ok(());
-        };
-        let host = &self.env.host;
-        let path = host.report_path();
-        let report = host.report()?;
-        let pid = process::id();
-
-        match expected {
-            Driver::Rust => {
-                let report = report.ok_or_else(|| {
-                    Stop::fail(format_args!(
-                        "{}: not there, so {RUST_DRIVER} cannot be seen to serve this container",
-                        path.display()
-                    ))
-                })?;
-                let group = self.pci.group()?;
-                let served = report.owned_by(pid).any(|container| {
-                    container.driver == RUST_DRIVER
-                        && container.model == model.name()
-                        && container.domains.iter().any(|d| d.groups.contains(&group))
-                });
-                expect(
-                    format_args!(
-                        "{}: a {} container of pid {pid} with group {group}, served by {RUST_DRIVER}",
-                        path.display(),
-                        model.name()
-                    ),
-                    served,
-                )
-            }
-            Driver::C => {
-                let listed = report.is_some_and(|report| report.owned_by(pid).next().is_some());
-                expect(
-                    format_args!("{}: no container of pid {pid}", path.display()),
-                    !listed,
-                )?;
-                let references = host.driver(C_DRIVER).references;
-                expect(
-                    format_args!("module {C_DRIVER} in use (references: {references:?})"),
-                    references.is_some_and(|n| n >= 1),
-                )
-            }
-        }
+    pub fn check_driver(&self, model: Model) -> Verdict {
+        self.env.check_driver(model, Some(self.pci.group()?))
     }
 
     /// Opens the device of the group.
-    pub(crate) fn device(&self) -> Sys<Device> {
+    pub fn device(&self) -> Sys<Device> {
         self.group.device(&self.pci.bdf)
     }
 
     /// Reads GET_INFO with all its capabilities.
     #[track_caller]
-    pub(crate) fn info(&self) -> Verdict<Info> {
+    pub fn info(&self) -> Verdict<Info> {
         Info::read(&self.container)
     }
 
     /// Fails unless the IOVA range is free: maps and unmaps it.
     #[track_caller]
-    pub(crate) fn expect_free(&self, iova: u64, vaddr: u64, size: u64) -> Verdict {
-        self.container.map(iova, vaddr, size, crate::vfio::READ)?;
+    pub fn expect_free(&self, iova: u64, vaddr: u64, size: u64) -> Verdict {
+        self.container.map(iova, vaddr, size, READ)?;
         let unmapped = self.container.unmap(iova, size, 0)?;
-        crate::check::expect_eq("bytes unmapped", unmapped, size)
+        expect_eq("bytes unmapped", unmapped, size)
     }
 
     /// The last page of the highest usable IOVA range.
     #[track_caller]
-    pub(crate) fn last_page(&self) -> Verdict<u64> {
+    pub fn last_page(&self) -> Verdict<u64> {
         let info = self.info()?;
         let last = info
             .iova

@@ -48,18 +48,27 @@ use crate::proc;
 
 /// A named check.
 #[derive(Clone, Copy)]
-pub(crate) struct Test {
+pub struct Test {
     /// Stable, unique; the part before the dot names the subject.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     /// What must hold.
-    pub(crate) about: &'static str,
+    pub about: &'static str,
     /// Runs in a process of its own.
-    pub(crate) body: fn(&Env) -> Verdict,
+    pub body: fn(&Env) -> Verdict,
+}
+
+/// Makes the table of a file, `TESTS`, from lines `name, "what must hold" => function;`.
+#[macro_export]
+macro_rules! tests {
+    ($($name:literal, $about:literal => $body:path;)*) => {
+        pub(super) const TESTS: &[$crate::runner::Test] = &[$(
+            $crate::runner::Test { name: $name, about: $about, body: $body },
+        )*];
+    };
 }
 
 /// Name and meaning of the check behind the last test, which no filter leaves out.
-pub(crate) const BALANCE: (&str, &str) =
-    ("pins.balanced", "as many pages are released as were pinned");
+pub const BALANCE: (&str, &str) = ("pins.balanced", "as many pages are released as were pinned");
 
 /// Counts of a run.
 #[derive(Debug, Default, Clone, Copy)]

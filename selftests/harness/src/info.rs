@@ -20,55 +20,69 @@ use crate::vfio::{
 };
 
 /// Bytes of the fixed part.
-pub(crate) const FIXED: u32 = argsz::<vfio::vfio_iommu_type1_info>();
+pub const FIXED: u32 = argsz::<vfio::vfio_iommu_type1_info>();
 
 /// A buffer for GET_INFO, filled with a pattern behind its size field.
 #[derive(Debug, Clone)]
-pub(crate) struct Raw(Vec<u64>);
+pub struct Raw(Vec<u64>);
 
 /// What the kernel has not written still has this value.
-pub(crate) const UNTOUCHED: u8 = 0xa5;
+pub const UNTOUCHED: u8 = 0xa5;
 
 /// A capability as it lies in the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) offset: u32,
-    pub(crate) id: u32,
-    pub(crate) version: u32,
-    pub(crate) next: u32,
+pub struct Header {
+    /// Where it begins.
+    pub offset: u32,
+    /// What it is.
+    pub id: u32,
+    /// Version of its layout.
+    pub version: u32,
+    /// Where the next one begins, 0 if there is none.
+    pub next: u32,
 }
 
 /// The whole answer, decoded.
 #[derive(Debug)]
-pub(crate) struct Info {
-    pub(crate) flags: u32,
-    pub(crate) argsz: u32,
-    pub(crate) pgsizes: u64,
-    pub(crate) chain: Vec<Header>,
+pub struct Info {
+    /// `VFIO_IOMMU_INFO_*`
+    pub flags: u32,
+    /// The size the answer has, or would have.
+    pub argsz: u32,
+    /// Bitmap of the page sizes that can be mapped.
+    pub pgsizes: u64,
+    /// The capabilities, in their order.
+    pub chain: Vec<Header>,
     /// First and last byte of each usable range.
-    pub(crate) iova: Vec<(u64, u64)>,
-    pub(crate) dma_avail: u32,
-    pub(crate) migration: Migration,
+    pub iova: Vec<(u64, u64)>,
+    /// How many more mappings can be made.
+    pub dma_avail: u32,
+    /// What the migration capability says.
+    pub migration: Migration,
 }
 
 /// The migration capability.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Migration {
-    pub(crate) flags: u32,
-    pub(crate) pgsizes: u64,
-    pub(crate) max_bitmap: u64,
+pub struct Migration {
+    /// None are defined.
+    pub flags: u32,
+    /// Bitmap of the page sizes that can be tracked.
+    pub pgsizes: u64,
+    /// Largest size of a bitmap, in bytes.
+    pub max_bitmap: u64,
 }
 
 impl Raw {
     /// A buffer that tells the kernel it has `argsz` bytes, and has a few more.
-    pub(crate) fn new(argsz: u32) -> Self {
+    pub fn new(argsz: u32) -> Self {
         let words = (argsz as usize).max(FIXED as usize).div_ceil(8) + 8;
         let mut raw = Raw(vec![u64::from_ne_bytes([UNTOUCHED; 8]); words]);
         raw.0[0] = raw.0[0] & !0xffff_ffff | u64::from(argsz);
         raw
     }
 
-    pub(crate) fn words(&mut self) -> &mut [u64] {
+    /// The buffer, as GET_INFO takes it.
+    pub fn words(&mut self) -> &mut [u64] {
         &mut self.0
     }
 
@@ -76,36 +90,43 @@ impl Raw {
         std::array::from_fn(|i| self.0[(at + i) / 8].to_ne_bytes()[(at + i) % 8])
     }
 
-    pub(crate) fn u16(&self, at: usize) -> u16 {
+    /// Two bytes at an offset.
+    pub fn u16(&self, at: usize) -> u16 {
         u16::from_ne_bytes(self.bytes(at))
     }
 
-    pub(crate) fn u32(&self, at: usize) -> u32 {
+    /// Four bytes at an offset.
+    pub fn u32(&self, at: usize) -> u32 {
         u32::from_ne_bytes(self.bytes(at))
     }
 
-    pub(crate) fn u64(&self, at: usize) -> u64 {
+    /// Eight bytes at an offset.
+    pub fn u64(&self, at: usize) -> u64 {
         u64::from_ne_bytes(self.bytes(at))
     }
 
-    pub(crate) fn argsz(&self) -> u32 {
+    /// The size field.
+    pub fn argsz(&self) -> u32 {
         self.u32(offset_of!(vfio::vfio_iommu_type1_info, argsz))
     }
 
-    pub(crate) fn flags(&self) -> u32 {
+    /// The flags field.
+    pub fn flags(&self) -> u32 {
         self.u32(offset_of!(vfio::vfio_iommu_type1_info, flags))
     }
 
-    pub(crate) fn pgsizes(&self) -> u64 {
+    /// The bitmap of page sizes.
+    pub fn pgsizes(&self) -> u64 {
         self.u64(offset_of!(vfio::vfio_iommu_type1_info, iova_pgsizes))
     }
 
-    pub(crate) fn cap_offset(&self) -> u32 {
+    /// Where the first capability begins, 0 if there is none.
+    pub fn cap_offset(&self) -> u32 {
         self.u32(offset_of!(vfio::vfio_iommu_type1_info, cap_offset))
     }
 
     /// Offset of the first byte at or behind `from` that the kernel has written.
-    pub(crate) fn touched_behind(&self, from: u32) -> Option<usize> {
+    pub fn touched_behind(&self, from: u32) -> Option<usize> {
         let len = self.0.len() * size_of::<u64>();
         (from as usize..len).find(|&at| self.bytes::<1>(at) != [UNTOUCHED])
     }
@@ -114,7 +135,7 @@ impl Raw {
 impl Info {
     /// Asks for the size, then for everything.
     #[track_caller]
-    pub(crate) fn read(container: &Container) -> Verdict<Self> {
+    pub fn read(container: &Container) -> Verdict<Self> {
         let mut probe = Raw::new(FIXED);
         container.get_info(probe.words())?;
         let mut raw = Raw::new(probe.argsz());
@@ -123,7 +144,8 @@ impl Info {
     }
 
     #[track_caller]
-    pub(crate) fn decode(raw: &Raw) -> Verdict<Self> {
+    /// Decodes an answer that has all its capabilities.
+    pub fn decode(raw: &Raw) -> Verdict<Self> {
         type IovaCap = vfio::vfio_iommu_type1_info_cap_iova_range;
         type MigrationCap = vfio::vfio_iommu_type1_info_cap_migration;
         type AvailCap = vfio::vfio_iommu_type1_info_dma_avail;

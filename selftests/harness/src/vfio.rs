@@ -5,8 +5,8 @@
 //! The wrappers add names and errors but no policy: a test can put any value in any field.
 //!
 //! Mapping memory for DMA hands it to a device. The functions here are safe to call because no
-//! device of these tests does DMA by itself: bus mastering is off until [`crate::edu`] turns it
-//! on, and that device accesses only what it is told to.
+//! device of these tests does DMA by itself: bus mastering is off until [`Device::enable`] turns
+//! it on, which tests do for devices only that access nothing but what they are told to.
 
 use std::fs::{
     File,
@@ -38,61 +38,71 @@ use crate::check::{
 };
 
 /// Base page size, which is also the smallest IOVA page on the machines tested.
-pub(crate) const PAGE: u64 = 4096;
+pub const PAGE: u64 = 4096;
 
-pub(crate) const READ: u32 = vfio::VFIO_DMA_MAP_FLAG_READ;
-pub(crate) const WRITE: u32 = vfio::VFIO_DMA_MAP_FLAG_WRITE;
-pub(crate) const RW: u32 = READ | WRITE;
-pub(crate) const MAP_VADDR: u32 = vfio::VFIO_DMA_MAP_FLAG_VADDR;
-pub(crate) const UNMAP_DIRTY: u32 = vfio::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
-pub(crate) const UNMAP_ALL: u32 = vfio::VFIO_DMA_UNMAP_FLAG_ALL;
-pub(crate) const UNMAP_VADDR: u32 = vfio::VFIO_DMA_UNMAP_FLAG_VADDR;
-pub(crate) const DIRTY_START: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_START;
-pub(crate) const DIRTY_STOP: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP;
-pub(crate) const DIRTY_GET: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+/// The device may read the memory.
+pub const READ: u32 = vfio::VFIO_DMA_MAP_FLAG_READ;
+/// The device may write the memory.
+pub const WRITE: u32 = vfio::VFIO_DMA_MAP_FLAG_WRITE;
+/// The device may read and write the memory.
+pub const RW: u32 = READ | WRITE;
+/// MAP_DMA gives new addresses to a mapping that has lost them.
+pub const MAP_VADDR: u32 = vfio::VFIO_DMA_MAP_FLAG_VADDR;
+/// UNMAP_DMA also reports dirty pages.
+pub const UNMAP_DIRTY: u32 = vfio::VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+/// UNMAP_DMA takes all mappings away.
+pub const UNMAP_ALL: u32 = vfio::VFIO_DMA_UNMAP_FLAG_ALL;
+/// UNMAP_DMA takes only the addresses away.
+pub const UNMAP_VADDR: u32 = vfio::VFIO_DMA_UNMAP_FLAG_VADDR;
+/// DIRTY_PAGES starts tracking.
+pub const DIRTY_START: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_START;
+/// DIRTY_PAGES stops tracking.
+pub const DIRTY_STOP: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP;
+/// DIRTY_PAGES reports the dirty pages of a range.
+pub const DIRTY_GET: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
 
-/// The ioctls, by their offset from VFIO_BASE.
+/// An ioctl, by its offset from VFIO_BASE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Command(pub(crate) u8);
+pub struct Command(pub u8);
+
+macro_rules! commands {
+    ($($id:ident = $offset:literal, $name:literal;)*) => {
+        impl Command {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                pub const $id: Self = Command($offset);
+            )*
+
+            fn name(self) -> String {
+                match self {
+                    $(Self::$id => $name.into(),)*
+                    Command(n) => format!("VFIO ioctl {n}"),
+                }
+            }
+        }
+    };
+}
+commands! {
+    GET_API_VERSION = 0, "VFIO_GET_API_VERSION";
+    CHECK_EXTENSION = 1, "VFIO_CHECK_EXTENSION";
+    SET_IOMMU = 2, "VFIO_SET_IOMMU";
+    GROUP_SET_CONTAINER = 4, "VFIO_GROUP_SET_CONTAINER";
+    GROUP_UNSET_CONTAINER = 5, "VFIO_GROUP_UNSET_CONTAINER";
+    GROUP_GET_DEVICE_FD = 6, "VFIO_GROUP_GET_DEVICE_FD";
+    DEVICE_GET_REGION_INFO = 8, "VFIO_DEVICE_GET_REGION_INFO";
+    GET_INFO = 12, "VFIO_IOMMU_GET_INFO";
+    MAP_DMA = 13, "VFIO_IOMMU_MAP_DMA";
+    UNMAP_DMA = 14, "VFIO_IOMMU_UNMAP_DMA";
+    ENABLE = 15, "VFIO_IOMMU_ENABLE";
+    DISABLE = 16, "VFIO_IOMMU_DISABLE";
+    DIRTY_PAGES = 17, "VFIO_IOMMU_DIRTY_PAGES";
+}
 
 impl Command {
-    pub(crate) const GET_API_VERSION: Self = Command(0);
-    pub(crate) const CHECK_EXTENSION: Self = Command(1);
-    pub(crate) const SET_IOMMU: Self = Command(2);
-    pub(crate) const GROUP_SET_CONTAINER: Self = Command(4);
-    pub(crate) const GROUP_UNSET_CONTAINER: Self = Command(5);
-    pub(crate) const GROUP_GET_DEVICE_FD: Self = Command(6);
-    pub(crate) const DEVICE_GET_REGION_INFO: Self = Command(8);
-    pub(crate) const GET_INFO: Self = Command(12);
-    pub(crate) const MAP_DMA: Self = Command(13);
-    pub(crate) const UNMAP_DMA: Self = Command(14);
-    pub(crate) const ENABLE: Self = Command(15);
-    pub(crate) const DISABLE: Self = Command(16);
-    pub(crate) const DIRTY_PAGES: Self = Command(17);
-
     /// The request number.
     fn code(self) -> libc::Ioctl {
         let base = vfio::VFIO_BASE as u8;
         request_code_none!(vfio::VFIO_TYPE, base + self.0) as libc::Ioctl
-    }
-
-    fn name(self) -> String {
-        match self {
-            Self::GET_API_VERSION => "VFIO_GET_API_VERSION".into(),
-            Self::CHECK_EXTENSION => "VFIO_CHECK_EXTENSION".into(),
-            Self::SET_IOMMU => "VFIO_SET_IOMMU".into(),
-            Self::GROUP_SET_CONTAINER => "VFIO_GROUP_SET_CONTAINER".into(),
-            Self::GROUP_UNSET_CONTAINER => "VFIO_GROUP_UNSET_CONTAINER".into(),
-            Self::GROUP_GET_DEVICE_FD => "VFIO_GROUP_GET_DEVICE_FD".into(),
-            Self::DEVICE_GET_REGION_INFO => "VFIO_DEVICE_GET_REGION_INFO".into(),
-            Self::GET_INFO => "VFIO_IOMMU_GET_INFO".into(),
-            Self::MAP_DMA => "VFIO_IOMMU_MAP_DMA".into(),
-            Self::UNMAP_DMA => "VFIO_IOMMU_UNMAP_DMA".into(),
-            Self::ENABLE => "VFIO_IOMMU_ENABLE".into(),
-            Self::DISABLE => "VFIO_IOMMU_DISABLE".into(),
-            Self::DIRTY_PAGES => "VFIO_IOMMU_DIRTY_PAGES".into(),
-            Command(n) => format!("VFIO ioctl {n}"),
-        }
     }
 }
 
@@ -120,31 +130,30 @@ fn address<T>(value: &mut T) -> usize {
 /// UNMAP_DMA with room for a bitmap descriptor.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct UnmapDirty {
-    pub(crate) unmap: vfio::vfio_iommu_type1_dma_unmap,
-    pub(crate) bitmap: vfio::vfio_bitmap,
+pub struct UnmapDirty {
+    /// The plain argument.
+    pub unmap: vfio::vfio_iommu_type1_dma_unmap,
+    /// Where the bitmap goes.
+    pub bitmap: vfio::vfio_bitmap,
 }
 
 /// DIRTY_PAGES with the argument of GET_BITMAP.
 #[repr(C)]
 #[derive(Debug)]
-pub(crate) struct DirtyGet {
-    pub(crate) head: vfio::vfio_iommu_type1_dirty_bitmap,
-    pub(crate) range: vfio::vfio_iommu_type1_dirty_bitmap_get,
+pub struct DirtyGet {
+    /// The header.
+    pub head: vfio::vfio_iommu_type1_dirty_bitmap,
+    /// The range, and where its bitmap goes.
+    pub range: vfio::vfio_iommu_type1_dirty_bitmap_get,
 }
 
 /// Size of `T` as it goes into a size field.
-pub(crate) const fn argsz<T>() -> u32 {
+pub const fn argsz<T>() -> u32 {
     mem::size_of::<T>() as u32
 }
 
 /// A well-formed MAP_DMA argument.
-pub(crate) fn map_arg(
-    iova: u64,
-    vaddr: u64,
-    size: u64,
-    flags: u32,
-) -> vfio::vfio_iommu_type1_dma_map {
+pub fn map_arg(iova: u64, vaddr: u64, size: u64, flags: u32) -> vfio::vfio_iommu_type1_dma_map {
     vfio::vfio_iommu_type1_dma_map {
         argsz: argsz::<vfio::vfio_iommu_type1_dma_map>(),
         flags,
@@ -155,7 +164,7 @@ pub(crate) fn map_arg(
 }
 
 /// A well-formed UNMAP_DMA argument.
-pub(crate) fn unmap_arg(iova: u64, size: u64, flags: u32) -> vfio::vfio_iommu_type1_dma_unmap {
+pub fn unmap_arg(iova: u64, size: u64, flags: u32) -> vfio::vfio_iommu_type1_dma_unmap {
     vfio::vfio_iommu_type1_dma_unmap {
         argsz: argsz::<vfio::vfio_iommu_type1_dma_unmap>(),
         flags,
@@ -166,7 +175,7 @@ pub(crate) fn unmap_arg(iova: u64, size: u64, flags: u32) -> vfio::vfio_iommu_ty
 }
 
 /// Describes `words` as a dirty bitmap of base pages.
-pub(crate) fn bitmap_arg(words: &mut [u64]) -> vfio::vfio_bitmap {
+fn bitmap_arg(words: &mut [u64]) -> vfio::vfio_bitmap {
     vfio::vfio_bitmap {
         pgsize: PAGE,
         size: mem::size_of_val(words) as u64,
@@ -175,7 +184,7 @@ pub(crate) fn bitmap_arg(words: &mut [u64]) -> vfio::vfio_bitmap {
 }
 
 /// A well-formed GET_BITMAP argument.
-pub(crate) fn dirty_get_arg(iova: u64, size: u64, words: &mut [u64]) -> DirtyGet {
+pub fn dirty_get_arg(iova: u64, size: u64, words: &mut [u64]) -> DirtyGet {
     DirtyGet {
         head: vfio::vfio_iommu_type1_dirty_bitmap {
             argsz: argsz::<DirtyGet>(),
@@ -191,7 +200,7 @@ pub(crate) fn dirty_get_arg(iova: u64, size: u64, words: &mut [u64]) -> DirtyGet
 }
 
 /// An UNMAP_DMA argument that asks for the dirty bitmap.
-pub(crate) fn unmap_dirty_arg(iova: u64, size: u64, words: &mut [u64]) -> UnmapDirty {
+pub fn unmap_dirty_arg(iova: u64, size: u64, words: &mut [u64]) -> UnmapDirty {
     let mut arg = UnmapDirty {
         unmap: unmap_arg(iova, size, UNMAP_DIRTY),
         bitmap: bitmap_arg(words),
@@ -202,12 +211,12 @@ pub(crate) fn unmap_dirty_arg(iova: u64, size: u64, words: &mut [u64]) -> UnmapD
 
 /// `/dev/vfio/vfio`.
 #[derive(Debug)]
-pub(crate) struct Container(OwnedFd);
+pub struct Container(OwnedFd);
 
 impl Container {
     /// Opens a new container.
     #[track_caller]
-    pub(crate) fn open() -> Verdict<Self> {
+    pub fn open() -> Verdict<Self> {
         open_node(Path::new("/dev/vfio/vfio")).map(Container)
     }
 
@@ -216,12 +225,13 @@ impl Container {
     /// # Safety
     ///
     /// The descriptor is an open container and nobody else's.
-    pub(crate) unsafe fn from_raw(fd: RawFd) -> Self {
+    pub unsafe fn from_raw(fd: RawFd) -> Self {
         // SAFETY: The caller hands over the descriptor.
         Container(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    pub(crate) fn as_raw_fd(&self) -> RawFd {
+    /// The descriptor, which stays owned here.
+    pub fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 
@@ -229,24 +239,29 @@ impl Container {
     ///
     /// # Safety
     ///
-    /// As for an ioctl: see [`ioctl`].
-    pub(crate) unsafe fn raw(&self, command: Command, arg: usize) -> Sys<i32> {
+    /// If the kernel takes `arg` for an address, nothing may live there, or what lives there may be
+    /// read and written by the ioctl: the structure `command` takes, as long as its own size field
+    /// says.
+    pub unsafe fn raw(&self, command: Command, arg: usize) -> Sys<i32> {
         // SAFETY: Same contract.
         unsafe { ioctl(&self.0, command, arg, &format!("({arg:#x})")) }
     }
 
-    pub(crate) fn api_version(&self) -> Sys<i32> {
+    /// GET_API_VERSION
+    pub fn api_version(&self) -> Sys<i32> {
         // SAFETY: The ioctl takes no argument.
         unsafe { ioctl(&self.0, Command::GET_API_VERSION, 0, "") }
     }
 
-    pub(crate) fn check_extension(&self, extension: usize) -> Sys<i32> {
+    /// CHECK_EXTENSION
+    pub fn check_extension(&self, extension: usize) -> Sys<i32> {
         let detail = format!("({extension:#x})");
         // SAFETY: The argument is a number.
         unsafe { ioctl(&self.0, Command::CHECK_EXTENSION, extension, &detail) }
     }
 
-    pub(crate) fn set_iommu(&self, model: u32) -> Sys {
+    /// SET_IOMMU
+    pub fn set_iommu(&self, model: u32) -> Sys {
         let detail = format!("({model})");
         // SAFETY: The argument is a number.
         unsafe { ioctl(&self.0, Command::SET_IOMMU, model as usize, &detail) }.map(drop)
@@ -257,7 +272,7 @@ impl Container {
     /// # Panics
     ///
     /// If the buffer is shorter than it tells the kernel.
-    pub(crate) fn get_info(&self, buffer: &mut [u64]) -> Sys {
+    pub fn get_info(&self, buffer: &mut [u64]) -> Sys {
         let said = buffer[0] as u32;
         assert!(said as usize <= mem::size_of_val(buffer));
 
@@ -267,11 +282,13 @@ impl Container {
         unsafe { ioctl(&self.0, Command::GET_INFO, arg, &detail) }.map(drop)
     }
 
-    pub(crate) fn map(&self, iova: u64, vaddr: u64, size: u64, flags: u32) -> Sys {
+    /// MAP_DMA with a well-formed argument.
+    pub fn map(&self, iova: u64, vaddr: u64, size: u64, flags: u32) -> Sys {
         self.map_with(map_arg(iova, vaddr, size, flags))
     }
 
-    pub(crate) fn map_with(&self, mut arg: vfio::vfio_iommu_type1_dma_map) -> Sys {
+    /// MAP_DMA
+    pub fn map_with(&self, mut arg: vfio::vfio_iommu_type1_dma_map) -> Sys {
         let detail = format!(
             "(argsz {}, flags {:#x}, vaddr {:#x}, iova {:#x}, size {:#x})",
             arg.argsz, arg.flags, arg.vaddr, arg.iova, arg.size
@@ -282,18 +299,19 @@ impl Container {
     }
 
     /// Unmaps, and returns the bytes unmapped.
-    pub(crate) fn unmap(&self, iova: u64, size: u64, flags: u32) -> Sys<u64> {
+    pub fn unmap(&self, iova: u64, size: u64, flags: u32) -> Sys<u64> {
         let mut arg = unmap_arg(iova, size, flags);
         self.unmap_with(&mut arg)?;
         Ok(arg.size)
     }
 
-    pub(crate) fn unmap_all(&self) -> Sys<u64> {
+    /// Unmaps everything, and returns the bytes unmapped.
+    pub fn unmap_all(&self) -> Sys<u64> {
         self.unmap(0, 0, UNMAP_ALL)
     }
 
     /// Unmaps with an argument that has no bitmap behind it.
-    pub(crate) fn unmap_with(&self, arg: &mut vfio::vfio_iommu_type1_dma_unmap) -> Sys {
+    pub fn unmap_with(&self, arg: &mut vfio::vfio_iommu_type1_dma_unmap) -> Sys {
         let detail = format!(
             "(argsz {}, flags {:#x}, iova {:#x}, size {:#x})",
             arg.argsz, arg.flags, arg.iova, arg.size
@@ -309,7 +327,7 @@ impl Container {
     /// # Safety
     ///
     /// What the bitmap descriptor names may be written, or is not mapped.
-    pub(crate) unsafe fn unmap_dirty(&self, arg: &mut UnmapDirty) -> Sys {
+    pub unsafe fn unmap_dirty(&self, arg: &mut UnmapDirty) -> Sys {
         let detail = format!(
             "(argsz {}, flags {:#x}, iova {:#x}, size {:#x}, {:x?})",
             arg.unmap.argsz, arg.unmap.flags, arg.unmap.iova, arg.unmap.size, arg.bitmap
@@ -320,11 +338,12 @@ impl Container {
     }
 
     /// DIRTY_PAGES with a bare header.
-    pub(crate) fn dirty(&self, flags: u32) -> Sys {
+    pub fn dirty(&self, flags: u32) -> Sys {
         self.dirty_with(argsz::<vfio::vfio_iommu_type1_dirty_bitmap>(), flags)
     }
 
-    pub(crate) fn dirty_with(&self, argsz: u32, flags: u32) -> Sys {
+    /// DIRTY_PAGES with a header which may lie about its size.
+    pub fn dirty_with(&self, argsz: u32, flags: u32) -> Sys {
         assert!(flags & DIRTY_GET == 0 || argsz <= self::argsz::<DirtyGet>());
         let mut arg = dirty_get_arg(0, 0, &mut []);
         arg.head.argsz = argsz;
@@ -335,7 +354,7 @@ impl Container {
     }
 
     /// Reads the dirty bitmap of a range into `words`.
-    pub(crate) fn dirty_get(&self, iova: u64, size: u64, words: &mut [u64]) -> Sys {
+    pub fn dirty_get(&self, iova: u64, size: u64, words: &mut [u64]) -> Sys {
         // SAFETY: The descriptor names `words` and no more.
         unsafe { self.dirty_get_with(dirty_get_arg(iova, size, words)) }
     }
@@ -345,7 +364,7 @@ impl Container {
     /// # Safety
     ///
     /// What the bitmap descriptor names may be written, or is not mapped.
-    pub(crate) unsafe fn dirty_get_with(&self, mut arg: DirtyGet) -> Sys {
+    pub unsafe fn dirty_get_with(&self, mut arg: DirtyGet) -> Sys {
         let detail = format!(
             "(argsz {}, flags {:#x}, {:x?})",
             arg.head.argsz, arg.head.flags, arg.range
@@ -358,27 +377,30 @@ impl Container {
 
 /// `/dev/vfio/N`.
 #[derive(Debug)]
-pub(crate) struct Group(OwnedFd);
+pub struct Group(OwnedFd);
 
 impl Group {
     /// Opens a group; it can be open only once.
     #[track_caller]
-    pub(crate) fn open(number: u32) -> Verdict<Self> {
+    pub fn open(number: u32) -> Verdict<Self> {
         open_node(&PathBuf::from(format!("/dev/vfio/{number}"))).map(Group)
     }
 
-    pub(crate) fn set_container(&self, container: &Container) -> Sys {
+    /// Puts the group into a container.
+    pub fn set_container(&self, container: &Container) -> Sys {
         let mut fd = container.as_raw_fd();
         // SAFETY: The ioctl reads an int.
         unsafe { ioctl(&self.0, Command::GROUP_SET_CONTAINER, address(&mut fd), "") }.map(drop)
     }
 
-    pub(crate) fn unset_container(&self) -> Sys {
+    /// Takes the group out of its container.
+    pub fn unset_container(&self) -> Sys {
         // SAFETY: The ioctl takes no argument.
         unsafe { ioctl(&self.0, Command::GROUP_UNSET_CONTAINER, 0, "") }.map(drop)
     }
 
-    pub(crate) fn device(&self, bdf: &str) -> Sys<Device> {
+    /// Opens a device of the group by its name.
+    pub fn device(&self, bdf: &str) -> Sys<Device> {
         let name = std::ffi::CString::new(bdf).unwrap_or_default();
         let detail = format!("({bdf})");
         let arg = name.as_ptr().expose_provenance();
@@ -391,22 +413,27 @@ impl Group {
 
 /// An open device.
 #[derive(Debug)]
-pub(crate) struct Device(File);
+pub struct Device(File);
 
 /// Where a region lies in a device file.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Region {
-    pub(crate) flags: u32,
-    pub(crate) size: u64,
-    pub(crate) offset: u64,
+pub struct Region {
+    /// `VFIO_REGION_INFO_FLAG_*`
+    pub flags: u32,
+    /// Its bytes.
+    pub size: u64,
+    /// Offset of its first byte in the file.
+    pub offset: u64,
 }
 
 impl Device {
-    pub(crate) fn file(&self) -> &File {
+    /// The open file.
+    pub fn file(&self) -> &File {
         &self.0
     }
 
-    pub(crate) fn region(&self, index: u32) -> Sys<Region> {
+    /// Asks where a region lies.
+    pub fn region(&self, index: u32) -> Sys<Region> {
         let mut info = vfio::vfio_region_info {
             argsz: argsz::<vfio::vfio_region_info>(),
             index,
@@ -432,7 +459,7 @@ impl Device {
     }
 
     /// Sets bits in the PCI command register.
-    pub(crate) fn enable(&self, bits: u16) -> Verdict {
+    pub fn enable(&self, bits: u16) -> Verdict {
         const COMMAND: u64 = 4;
         let config = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?.offset;
         let mut word = [0; 2];
