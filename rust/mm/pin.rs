@@ -64,11 +64,6 @@ impl PinnedRun {
         (this.first, this.count, this.reserved)
     }
 
-    /// Number of the first page frame.
-    pub fn first_frame(&self) -> u64 {
-        self.first
-    }
-
     /// Physical address of the first byte.
     pub fn phys(&self) -> u64 {
         self.first * PAGE_SIZE as u64
