@@ -95,7 +95,7 @@ impl Space {
         self.first_in(IovaRange::new(iova, iova)?)
     }
 
-    /// The lowest mapping in `range` that is busy.
+    /// Whether a mapping in `range` is busy.
     pub(crate) fn any_busy(&self, range: IovaRange) -> bool {
         self.in_range(range).any(|entry| entry.busy)
     }
@@ -105,12 +105,7 @@ impl Space {
         let mut rest = Some(range);
         core::iter::from_fn(move || {
             let entry = self.first_in(rest?)?;
-            rest = entry
-                .mapping
-                .iova()
-                .last()
-                .checked_add(1)
-                .and_then(|next| IovaRange::new(next, range.last()));
+            rest = range.behind(entry.mapping.iova());
             Some(entry)
         })
     }

@@ -196,14 +196,12 @@ impl Container {
         }
 
         let mut size: u64 = 0;
-        let mut progress = Progress::Rest(range);
-        while let Progress::Rest(rest) = progress {
-            let Some(iova) = space.first_in(rest).map(|entry| entry.mapping.iova()) else {
-                break;
-            };
+        let mut rest = Some(range);
+        while let Some(entry) = rest.and_then(|rest| space.first_in(rest)) {
+            let iova = entry.mapping.iova();
             space.set_vaddr_invalid(iova.first(), true);
             size = size.wrapping_add(iova.size().unwrap_or(0));
-            progress = Progress::behind(iova, range);
+            rest = range.behind(iova);
         }
         Ok(size)
     }
@@ -221,10 +219,7 @@ enum Progress {
 
 impl Progress {
     fn behind(done: IovaRange, range: IovaRange) -> Self {
-        done.last()
-            .checked_add(1)
-            .and_then(|next| IovaRange::new(next, range.last()))
-            .map_or(Self::End, Self::Rest)
+        range.behind(done).map_or(Self::End, Self::Rest)
     }
 }
 

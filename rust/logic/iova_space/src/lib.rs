@@ -60,6 +60,24 @@ mod tests {
     }
 
     #[test]
+    fn rest_behind_what_is_done() {
+        let range = |first, last| IovaRange::new(first, last);
+        let all = IovaRange::ALL;
+        assert_eq!(
+            range(0, 9).and_then(|done| all.behind(done)),
+            range(10, u64::MAX)
+        );
+        assert_eq!(all.behind(all), None);
+        let upper = range(100, 199).unwrap_or(all);
+        assert_eq!(
+            range(50, 149).and_then(|done| upper.behind(done)),
+            range(150, 199)
+        );
+        assert_eq!(range(50, 199).and_then(|done| upper.behind(done)), None);
+        assert_eq!(range(50, 250).and_then(|done| upper.behind(done)), None);
+    }
+
+    #[test]
     fn range_needs_first_not_after_last() {
         assert_eq!(IovaRange::new(5, 4), None);
         assert!(IovaRange::new(5, 5).is_some());

@@ -113,6 +113,16 @@ impl IovaRange {
         Self::new(first, last)
     }
 
+    /// Returns the part of this range above the last address of `done`, if there is any.
+    ///
+    /// `done` begins at or before this range, as when a range is worked through upwards.
+    pub const fn behind(self, done: Self) -> Option<Self> {
+        match done.last.checked_add(1) {
+            Some(next) => Self::new(next, self.last),
+            None => None,
+        }
+    }
+
     /// Returns what is left of this range without `hole`: at most two ranges, in ascending order.
     pub fn exclude(self, hole: Self) -> impl Iterator<Item = Self> + Clone {
         let (below, above) = if self.overlaps(hole) {
