@@ -47,12 +47,7 @@ impl Container {
             return Err(Cause::Other(EINVAL));
         }
         if !vfio::allow_unsafe_interrupts() && !group.has_isolated_msi() {
-            pr_warn!(
-                "group {}: no interrupt remapping, so a device could forge interrupts; module \
-                 parameter allow_unsafe_interrupts lets it be used all the same\n",
-                group.id()
-            );
-            return Err(Cause::Other(EPERM));
+            return Err(Cause::UnsafeInterrupts { group: group.id() });
         }
         domain.enforce_coherency();
         if let Some(base) = software_msi_window(&reserved) {
@@ -83,7 +78,7 @@ impl Container {
         topology
             .members
             .push(Member::iommu(group, reserved), GFP_KERNEL)?;
-        topology.update(valid);
+        topology.set_valid(valid);
         Ok(())
     }
 
@@ -116,7 +111,7 @@ impl Container {
         topology.update_page_sizes();
         let aperture = topology.aperture().unwrap_or(IovaRange::ALL);
         match topology.valid_with(aperture, &[]) {
-            Ok(valid) if !valid.is_empty() => topology.update(valid),
+            Ok(valid) if !valid.is_empty() => topology.set_valid(valid),
             // What was valid for more groups is valid for fewer.
             _ => {}
         }

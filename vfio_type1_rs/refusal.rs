@@ -43,6 +43,8 @@ pub(crate) enum Cause {
     Pin { vaddr: u64, done: u64, error: Error },
     /// The IOMMU driver would not map.
     Iommu { iova: u64, error: Error },
+    /// A device of the group could forge interrupts.
+    UnsafeInterrupts { group: i32 },
     /// Too large for a dirty bitmap.
     TooLargeToTrack { mapped: IovaRange },
     /// Nothing more to say.
@@ -64,6 +66,7 @@ impl Cause {
             | Self::TooLargeToTrack { .. } => EINVAL,
             Self::Emulated | Self::StillPinned { .. } => EBUSY,
             Self::Locked { .. } => ENOMEM,
+            Self::UnsafeInterrupts { .. } => EPERM,
             Self::Pin { error, .. } | Self::Iommu { error, .. } | Self::Other(error) => *error,
         }
     }
@@ -168,6 +171,11 @@ impl fmt::Display for Cause {
                 "cannot pin user address {vaddr:#x}, {done} bytes into the mapping: {error:?}"
             ),
             Self::Iommu { iova, error } => write!(f, "the IOMMU cannot map {iova:#x}: {error:?}"),
+            Self::UnsafeInterrupts { group } => write!(
+                f,
+                "group {group} has no interrupt remapping, so a device could forge interrupts; \
+                 module parameter allow_unsafe_interrupts lets it be used all the same"
+            ),
             Self::TooLargeToTrack { mapped } => {
                 write!(
                     f,

@@ -159,13 +159,12 @@ impl Topology {
         Ok(valid)
     }
 
-    /// Takes a new list of valid ranges, and what page sizes the domains now have in common.
-    pub(crate) fn update(&mut self, valid: KVec<IovaRange>) {
+    /// Takes a new list of valid ranges.
+    pub(crate) fn set_valid(&mut self, valid: KVec<IovaRange>) {
         self.valid = Some(valid);
-        self.update_page_sizes();
     }
 
-    /// Keeps the valid ranges, which can only be too few after a group has left.
+    /// Finds out what page sizes the domains now have in common.
     pub(crate) fn update_page_sizes(&mut self) {
         let sizes = self.iommu.domains().map(Domain::page_sizes);
         self.page_sizes = PageSizes::common(sizes, PAGE_SIZE as u64)
