@@ -76,8 +76,7 @@ impl Drop for Table {
 ///
 /// # Invariants
 ///
-/// - `groups` are attached to `table`, and nobody else attaches or detaches them.
-/// - `groups` has room for one more.
+/// `groups` are attached to `table`, and nobody else attaches or detaches them.
 pub struct Domain {
     groups: KVec<ARef<Group>>,
     table: Table,
@@ -96,10 +95,10 @@ impl Domain {
     ///
     /// `ENODEV` for an empty group, `ENOMEM`, and what the IOMMU driver says.
     pub fn new(group: &Group) -> Result<Self> {
-        let mut groups = KVec::with_capacity(2, GFP_KERNEL)?;
+        let mut groups = KVec::with_capacity(1, GFP_KERNEL)?;
         let table = Table::alloc_for(group)?;
         attach(&table, group)?;
-        // INVARIANT: Attached, and there was room for two.
+        // INVARIANT: Attached; room was made above, so this cannot fail.
         groups.push(group.to_aref(), GFP_KERNEL)?;
         Ok(Self {
             groups,
@@ -177,14 +176,14 @@ impl Domain {
         let Some(group) = other.groups.pop() else {
             return Err(EINVAL);
         };
-        let reserved = self.groups.reserve(2, GFP_KERNEL);
+        let reserved = self.groups.reserve(1, GFP_KERNEL);
         detach(&other.table, &group);
         let joined = match reserved {
             Ok(()) => attach(&self.table, &group),
             Err(error) => Err(error.into()),
         };
         match joined {
-            // INVARIANT: Attached; one of two free places is left.
+            // INVARIANT: Attached; room was made above, so this cannot fail.
             Ok(()) => self.groups.push(group, GFP_KERNEL).map_err(Error::from),
             Err(error) => {
                 attach(&other.table, &group)?;
