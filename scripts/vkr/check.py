@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from . import env, kernel, ktap, machine, report, selftests, setup, ui
 from .ktap import FAIL, PASS
 
-STAGES = ("host", "build", "kunit", "uml", "vm", "leaks")
 WORKSPACES = (env.repo, env.repo / "selftests")
 
 #: Not part of what Kbuild compiles.
@@ -20,7 +20,7 @@ ELSEWHERE = ("Documentation", "build", "samples", "selftests", "target")
 
 def args_check(parser):
     parser.add_argument("stage", nargs="*", metavar="STAGE",
-                        help=f"some of {', '.join(STAGES)}; all if none is given")
+                        help=f"some of {', '.join(STAGES)}; without any: {', '.join(_usual())}")
     parser.add_argument("--test", action="append", default=[], metavar="NAME",
                         help="in the machines, only this test of selftests/tests.toml; repeatable")
     parser.add_argument("--driver", action="append", default=[], metavar="NAME",
@@ -33,15 +33,18 @@ def cmd_check(args):
     for name in args.stage:
         if name not in STAGES:
             raise ui.StepFailed(f"there is no stage {name}", hint=f"take some of {', '.join(STAGES)}")
-    needs_um = not args.stage or set(args.stage) - {"host", "vm", "leaks"}
-    setup.ensure("x86_64", *(["um"] if needs_um else []))
+    chosen = [name for name in STAGES if name in (args.stage or _usual())]
+    setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in STAGES[name].kernels))
     shutil.rmtree(env.out / "logs", ignore_errors=True)
     found = report.Report()
-    for name in STAGES:
-        if name in (args.stage or STAGES):
-            with found.stage(name) as stage:
-                globals()[f"_{name}"](stage, args)
+    for name in chosen:
+        with found.stage(name) as stage:
+            STAGES[name].run(stage, args)
     return found.finish()
+
+
+def _usual():
+    return [name for name, stage in STAGES.items() if stage.usual]
 
 
 # The host: nothing here boots anything.
@@ -98,7 +101,7 @@ def _unit_tests(stage):
 # Builds. Each is made once a run, whichever stage asks first.
 
 def _build(stage, args):
-    for name in kernel.RECIPES:
+    for name in kernel.USUAL:
         with stage.attempt("modules", name):
             _modules(name)
     with stage.attempt("programs", "upstream selftests"):
@@ -222,25 +225,36 @@ def _leaks(stage, args):
 
 def _run(stage, where, which, args, leaks=False):
     description = selftests.Description()
-    name = selftests.KERNELS[where]
-    built = _kernel(name)
+    kind = machine.MACHINES[where]
+    name, built = kind.kernel, _kernel(kind.kernel)
     tests = description.select(where, which, args.test)
     drivers = args.driver or list(description.drivers)
     if leaks:
         tests = [test for test in tests if test.leaks]
         drivers = ["rust"]
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
-                              upstream=_upstream() if where == "vm" else "", bin=_programs(),
+                              upstream=_upstream() if issubclass(kind.boot, machine.Vm) else "", bin=_programs(),
                               fixture=_fixture(name))
-    selftests.run_stage(stage, where, boot(where, built, args.kvm, "kmemleak=on" if leaks else ""),
-                        tests, drivers, places, description, leaks)
+    boot = functools.partial(kind.boot, built=built, append="kmemleak=on" if leaks else "", kvm=args.kvm)
+    selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
 
-def boot(where, built, kvm=False, append=""):
-    """Makes the machine once its results folder is known."""
-    if where == "vm":
-        return lambda folder: machine.Vm(folder, built.build_dir, kvm=kvm, append=append)
-    return lambda folder: machine.Uml(folder, built.build_dir)
+class Stage(NamedTuple):
+    run: callable
+    # The kernels it needs, by their names in kernel.RECIPES.
+    kernels: tuple
+    # Whether it is a part of `make check`.
+    usual: bool = True
+
+
+STAGES = {
+    "host": Stage(_host, ("x86_64",)),
+    "build": Stage(_build, kernel.USUAL),
+    "kunit": Stage(_kunit, ("um", "x86_64")),
+    "uml": Stage(_uml, ("um",)),
+    "vm": Stage(_vm, ("x86_64",)),
+    "leaks": Stage(_leaks, ("x86_64",)),
+}
 
 
 def _cargo_env():

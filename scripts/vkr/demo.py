@@ -30,11 +30,11 @@ def cmd_demo(args):
     initramfs = make_initramfs(env.out / "machine" / "demo.cpio")
     module = selftests._module_name(description.drivers[args.driver]["path"])
     test = selftests.Test(
-        name="demo", machines=["vm"], drivers=[args.driver], needs=["vfio", "kvm", "nvme"], limit=LIMIT,
+        name="demo", machines=["host"], drivers=[args.driver], needs=["vfio", "kvm", "nvme"], limit=LIMIT,
         command=["{python}", "-I", "-S", "{repo}/scripts/guest/demo.py", machine.qemu(),
                  str(built.image), str(initramfs), "{nvme}", module, REPORTS[args.driver]])
-    vm = machine.Vm(report.results / "demo", built.build_dir, thread="multi")
-    plan = selftests.plan(description, "vm", [test], [args.driver], places)
+    vm = machine.Host(report.results / "demo", built)
+    plan = selftests.plan(description, "host", [test], [args.driver], places)
 
     show = Show()
     show.line("test machine", f"emulated q35, Intel IOMMU, {vm.cpus} CPUs, {vm.memory}")

@@ -47,7 +47,7 @@ def diagnose():
     tree = source.prepared()
     yield _row("kernel source", tree and f"{tree.version} ({tree.dir})",
                f"{env.SERIES}.y", tree, "scripts/dev source, or set KERNEL_SRC=")
-    for machine in kernel.RECIPES:
+    for machine in kernel.USUAL:
         built = _built(machine)
         yield _row(f"kernel {machine}", built and built.build_dir, "built for this checkout",
                    built, f"scripts/dev kernel {machine}")

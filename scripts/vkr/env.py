@@ -16,7 +16,6 @@ out = repo / "build"
 
 #: The kernel series the modules are written for; patches/<series> belongs to it.
 SERIES = "7.3"
-MACHINES = ("x86_64", "um")
 
 
 class Paths:
@@ -87,10 +86,11 @@ def require_venv():
 
 
 @contextlib.contextmanager
-def lock(name):
-    """Keeps two runs of this tool from doing the same work at once."""
-    paths.cache.mkdir(parents=True, exist_ok=True)
-    with (paths.cache / f".{name}.lock").open("w") as handle:
+def lock(name, folder=None):
+    """Keeps two runs of this tool from doing the same work in ``folder``, the cache if none is given."""
+    folder = folder or paths.cache
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

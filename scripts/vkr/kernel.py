@@ -26,6 +26,8 @@ class Recipe:
     # Lines of make's output in a full build, for the percentage only.
     lines: int
     variables: tuple = field(default=())
+    # Whether set-up and `make check` need it.
+    usual: bool = True
 
 
 RECIPES = {
@@ -36,6 +38,7 @@ RECIPES = {
     "um": Recipe("um", ("common", "um"), ("linux", "modules"),
                  "linux", 1179, ("CONFIG_VFIO_IOMMU_TYPE1=m",)),
 }
+USUAL = tuple(name for name, recipe in RECIPES.items() if recipe.usual)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Kernel:
 
 def args_kernel(parser):
     parser.add_argument("machine", nargs="*", metavar="MACHINE",
-                        help=f"{' or '.join(RECIPES)}; both if none is given")
+                        help=f"{', '.join(RECIPES)}; without any: {' and '.join(USUAL)}")
     parser.add_argument("--source", metavar="TREE|TARBALL",
                         help="build this source (same as KERNEL_SRC=)")
 
@@ -62,7 +65,7 @@ def cmd_kernel(args):
 
 def args_env(parser):
     parser.add_argument("machine", nargs="?", default="x86_64", metavar="MACHINE",
-                        help=f"{' or '.join(RECIPES)} (default: x86_64)")
+                        help=f"{', '.join(RECIPES)} (default: x86_64)")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
 
 
@@ -242,7 +245,7 @@ def _machines(names):
     for name in names:
         if name not in RECIPES:
             raise ui.StepFailed(f"there is no machine {name}", hint=f"take {' or '.join(RECIPES)}")
-    return names or list(RECIPES)
+    return names or list(USUAL)
 
 
 def _remove(path):

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from . import env, ui
 
@@ -70,10 +71,13 @@ class Run:
 
 
 class Machine:
-    name = ""
+    """One boot of a built kernel; what it leaves behind goes to ``where``."""
 
-    def __init__(self, where):
+    def __init__(self, where, built, append="", kvm=False):
         self.where = where
+        self.image = built.image
+        self.append = append
+        self.kvm = kvm
 
     def argv(self, plan, transcript):
         raise NotImplementedError
@@ -84,7 +88,7 @@ class Machine:
             # Leaves by the way that ends the machine.
             raise KeyboardInterrupt
 
-        with env.lock(f"machine-{self.name}"):
+        with env.lock(f"machine-{self.where.name}", env.out):
             before = signal.signal(signal.SIGTERM, stop)
             try:
                 return self._run(plan, on_event)
@@ -125,7 +129,6 @@ class Machine:
 class Vm(Machine):
     """QEMU by virtme-ng: an Intel IOMMU, three PCI devices, huge pages."""
 
-    name = "vm"
     transcript_name = "vkr.transcript"
     memory = "6G"
     cpus = 2
@@ -136,16 +139,12 @@ class Vm(Machine):
         "-device", "edu,dma_mask=0xffffffffffffffff",
     )
     huge_pages = "hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=512"
+    # A thread for each CPU makes QEMU 10.0 fail an assertion now and then
+    # (iotlb_to_section) when a device reset moves BARs under a running CPU.
+    thread = "single"
 
-    def __init__(self, where, build, kvm=False, append="", thread="single"):
-        super().__init__(where)
-        # A thread for each CPU makes QEMU 10.0 fail an assertion now and then
-        # (iotlb_to_section) when a device reset moves BARs under a running CPU;
-        # with one thread for all, a guest of the machine's own does not get on.
-        self.thread = thread
-        self.image = Path(build) / "arch/x86/boot/bzImage"
-        self.kvm = kvm
-        self.append = append
+    def __init__(self, where, built, append="", kvm=False):
+        super().__init__(where, built, append, kvm)
         if kvm and (reason := kvm_refuses()):
             raise ui.StepFailed(f"KVM cannot be used: {reason}", hint="leave --kvm away: the machine is emulated then")
 
@@ -194,15 +193,16 @@ class Vm(Machine):
         return {**os.environ, "PATH": path}
 
 
+class Host(Vm):
+    """The same with a thread for each CPU, without which guests of its own hang."""
+
+    thread = "multi"
+
+
 class Uml(Machine):
     """The kernel as a host process: no PCI and no IOMMU, but quick."""
 
-    name = "uml"
     transcript_name = "/dev/tty1"
-
-    def __init__(self, where, build):
-        super().__init__(where)
-        self.image = Path(build) / "linux"
 
     def argv(self, plan, channel):
         init, *arguments = self.runner_words(plan)
@@ -210,8 +210,23 @@ class Uml(Machine):
             self.image, "mem=2G", "seccomp=on", "ncpus=2",
             "rootfstype=hostfs", "rootflags=/", "ro", "panic=-1",
             "con=null", "con0=null,fd:1", f"con1=null,fd:{channel.fileno()}",
-            f"init={init}", "--", *arguments,
+            *shlex.split(self.append), f"init={init}", "--", *arguments,
         ]
+
+
+class Kind(NamedTuple):
+    """How a machine boots, and the kernel (of kernel.RECIPES) it boots."""
+
+    boot: type
+    kernel: str
+
+
+#: By the name tests.toml and the results know them.
+MACHINES = {
+    "vm": Kind(Vm, "x86_64"),
+    "host": Kind(Host, "x86_64"),
+    "uml": Kind(Uml, "um"),
+}
 
 
 def qemu():

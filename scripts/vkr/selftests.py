@@ -20,9 +20,6 @@ UPSTREAM = ("tools", "testing", "selftests")
 #: What kselftest programs exit with when they have nothing to test.
 KSFT_SKIP = 4
 
-#: How each kernel is called elsewhere in this package.
-KERNELS = {"vm": "x86_64", "uml": "um"}
-
 
 @dataclass
 class Test:
@@ -48,6 +45,9 @@ class Description:
         with path.open("rb") as file:
             data = tomllib.load(file)
         self.machines, self.drivers, self.needs = data["machines"], data["drivers"], data["needs"]
+        for name, described in self.machines.items():
+            if like := described.get("like"):
+                self.machines[name] = {**self.machines[like], **described}
         try:
             self.tests = [Test(**test) for test in data["tests"]]
         except TypeError as error:

@@ -10,7 +10,7 @@ def args_setup(parser):
 
 
 def cmd_setup(args):
-    ensure(*kernel.RECIPES, source=args.source)
+    ensure(*kernel.USUAL, source=args.source)
 
 
 def ensure(*machines, source=None):
