@@ -97,6 +97,19 @@ impl Pci {
             .ok_or_else(|| Stop::fail(format_args!("{}: no group number", link.display())))
     }
 
+    /// Whether it is the device with these IDs.
+    #[track_caller]
+    pub fn is(&self, vendor: u16, device: u16) -> Verdict<bool> {
+        for (name, want) in [("vendor", vendor), ("device", device)] {
+            let path = self.sysfs().join(name);
+            let got = fs::read_to_string(&path).map_err(|e| missing_or_fail(&path, e))?;
+            if got.trim() != format!("{want:#06x}") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether the IOMMU in front of the device can force DMA to be coherent, if it tells.
     pub fn iommu_snoops(&self) -> Option<bool> {
         const ECAP_SNOOP_CONTROL: u64 = 1 << 7;

@@ -2,8 +2,15 @@
 
 //! What the device really reaches, with QEMU's edu device.
 
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+use std::thread;
+
 use harness::check::{
     expect_eq,
+    expect_errno,
     Stop,
     Verdict, //
 };
@@ -16,9 +23,13 @@ use harness::memory::{
     Memory,
     MIB, //
 };
-use harness::proc::Child;
+use harness::proc::{
+    locked,
+    Child, //
+};
 use harness::tests;
 use harness::vfio::{
+    Container,
     Group,
     MAP_VADDR,
     PAGE,
@@ -26,9 +37,12 @@ use harness::vfio::{
     RW,
     UNMAP_VADDR, //
 };
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio;
 
 use super::IOVA;
 use crate::edu::{
+    enable_memory,
     Engine,
     REACH, //
 };
@@ -41,6 +55,9 @@ tests! {
     "dma.after_fork", "the device and the parent still share memory after a fork" => after_fork;
     "dma.after_move", "a live update keeps the device's view" => after_move;
     "dma.second_group", "a group which joins reaches earlier mappings" => second_group;
+    "dma.two_containers", "a group which moves between containers sees those of the one it is in" => two_containers;
+    "dma.hot", "a group which joins and leaves reaches what stays mapped while others map and unmap" => hot;
+    "dma.peer", "the device reaches a region of another device" => peer;
 }
 
 /// Bytes which differ from page to page and from call to call.
@@ -220,24 +237,172 @@ fn after_move(env: &Env) -> Verdict {
     expect_bytes("memory at its new address", &new.get(PAGE, PAGE), &bytes)
 }
 
-fn second_group(env: &Env) -> Verdict {
-    let edu = env.edu()?;
-    let first = env.first()?;
-    if edu.group()? == first.group()? {
+/// A container with the other device, and the group of edu, which is in none.
+#[track_caller]
+fn apart(env: &Env) -> Verdict<(Session<'_>, Group)> {
+    let edu = env.edu()?.group()?;
+    if edu == env.first()?.group()? {
         return Err(Stop::skip(
             "a PCI device in another IOMMU group than edu (--device)",
         ));
     }
-    let session = env.open(Model::V2)?;
+    Ok((env.open(Model::V2)?, Group::open(edu)?))
+}
+
+fn second_group(env: &Env) -> Verdict {
+    let (session, group) = apart(env)?;
     let memory = Memory::anon(2 * PAGE)?;
     session.container.map(IOVA, memory.vaddr(), 2 * PAGE, RW)?;
 
-    let group = Group::open(edu.group()?)?;
     group.set_container(&session.container)?;
-    let engine = Engine::open(group.device(&edu.bdf)?)?;
+    let engine = Engine::open(group.device(&env.edu()?.bdf)?)?;
     let bytes = pattern(13, PAGE);
     memory.put(0, &bytes);
     engine.fetch(IOVA, PAGE)?;
     engine.store(IOVA + PAGE, PAGE)?;
     expect_bytes("memory mapped earlier", &memory.get(PAGE, PAGE), &bytes)
+}
+
+fn two_containers(env: &Env) -> Verdict {
+    let (session, group) = apart(env)?;
+    let bdf = &env.edu()?.bdf;
+    let memory = [Memory::anon(2 * PAGE)?, Memory::anon(2 * PAGE)?];
+    session
+        .container
+        .map(IOVA, memory[0].vaddr(), 2 * PAGE, RW)?;
+
+    let other = Container::open()?;
+    let before = locked()?;
+    for round in 0..3 {
+        for (n, container) in [&session.container, &other].into_iter().enumerate() {
+            group.set_container(container)?;
+            if n == 1 {
+                // The last group to leave took model and mappings with it.
+                container.set_iommu(Model::V2.number())?;
+                container.map(IOVA, memory[1].vaddr(), 2 * PAGE, RW)?;
+                expect_eq("locked memory", locked()?, before + 2 * PAGE)?;
+            }
+            let engine = Engine::open(group.device(bdf)?)?;
+            let bytes = pattern(20 + 2 * round + n as u64, PAGE);
+            memory[n].put(0, &bytes);
+            memory[1 - n].fill(0x5c);
+            engine.fetch(IOVA, PAGE)?;
+            engine.store(IOVA + PAGE, PAGE)?;
+            expect_bytes("memory", &memory[n].get(PAGE, PAGE), &bytes)?;
+            expect_bytes(
+                "memory of the other container",
+                &memory[1 - n].get(0, 2 * PAGE),
+                &[0x5c; 2 * PAGE as usize],
+            )?;
+
+            expect_errno(
+                "leaving with a device open",
+                group.unset_container(),
+                Errno::EBUSY,
+            )?;
+            drop(engine);
+            group.unset_container()?;
+            expect_eq("locked memory", locked()?, before)?;
+        }
+    }
+    Ok(())
+}
+
+fn hot(env: &Env) -> Verdict {
+    const ROUNDS: u64 = 12;
+    const STEP: u64 = 16 * PAGE;
+    let (session, group) = apart(env)?;
+    let bdf = &env.edu()?.bdf;
+    let memory = Memory::anon(2 * PAGE)?;
+    let busy = Memory::anon(STEP)?;
+    let before = locked()?;
+    session.container.map(IOVA, memory.vaddr(), 2 * PAGE, RW)?;
+
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..=2)
+            .map(|n| {
+                let (session, busy, done) = (&session, &busy, &done);
+                scope.spawn(move || {
+                    let iova = IOVA + n * STEP;
+                    while !done.load(Ordering::Relaxed) {
+                        session.container.map(iova, busy.vaddr(), STEP, RW)?;
+                        expect_eq(
+                            "bytes unmapped",
+                            session.container.unmap(iova, STEP, 0)?,
+                            STEP,
+                        )?;
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+
+        let rounds = || {
+            for round in 0..ROUNDS {
+                group.set_container(&session.container)?;
+                let engine = Engine::open(group.device(bdf)?)?;
+                let bytes = pattern(40 + round, PAGE);
+                memory.put(0, &bytes);
+                engine.fetch(IOVA, PAGE)?;
+                engine.store(IOVA + PAGE, PAGE)?;
+                expect_bytes("memory", &memory.get(PAGE, PAGE), &bytes)?;
+                drop(engine);
+                group.unset_container()?;
+            }
+            Ok(())
+        };
+        let verdict = rounds();
+        done.store(true, Ordering::Relaxed);
+        let mut verdicts = vec![verdict];
+        verdicts.extend(others.into_iter().map(|other| match other.join() {
+            Ok(verdict) => verdict,
+            Err(_) => Err(Stop::fail("a thread panicked")),
+        }));
+        verdicts.into_iter().collect::<Verdict>()
+    })?;
+    expect_eq("locked memory", locked()?, before + 2 * PAGE)
+}
+
+/// An entry of the multicast table of an 82576: memory, as long as no packet comes.
+const IGB_MTA: u64 = 0x53fc;
+
+fn peer(env: &Env) -> Verdict {
+    let (session, group) = apart(env)?;
+    let device = session.device()?;
+    if !session.pci.is(0x8086, 0x10c9)? {
+        return Err(Stop::skip("an igb (--device)"));
+    }
+    enable_memory(&device)?;
+    let bar = Memory::region(&device, device.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?)?;
+    let memory = Memory::anon(PAGE)?;
+    let page = IGB_MTA & !(PAGE - 1);
+    let (bar_iova, iova) = (2 * IOVA + page, IOVA);
+    session
+        .container
+        .map(bar_iova, bar.vaddr() + page, PAGE, RW)?;
+    session.container.map(iova, memory.vaddr(), PAGE, RW)?;
+    group.set_container(&session.container)?;
+    let engine = Engine::open(group.device(&env.edu()?.bdf)?)?;
+
+    for value in [0x1234_5678_u32, 0xffff_ffff, 0x0bad_cafe] {
+        // There and back, and the processor sees it in between.
+        memory.write(0, value);
+        engine.fetch(iova, 4)?;
+        engine.store(bar_iova + IGB_MTA - page, 4)?;
+        expect_eq("register", bar.read::<u32>(IGB_MTA), value)?;
+
+        bar.write(IGB_MTA, !value);
+        engine.fetch(bar_iova + IGB_MTA - page, 4)?;
+        engine.store(iova, 4)?;
+        expect_eq("memory", memory.read::<u32>(0), !value)?;
+    }
+
+    session.container.unmap(bar_iova, PAGE, 0)?;
+    engine.store(bar_iova + IGB_MTA - page, 4)?;
+    expect_eq(
+        "register after unmap",
+        bar.read::<u32>(IGB_MTA),
+        !0x0bad_cafe,
+    )
 }
