@@ -14,4 +14,5 @@ pub mod info;
 pub mod memory;
 pub mod proc;
 pub mod runner;
+pub mod soft;
 pub mod vfio;
