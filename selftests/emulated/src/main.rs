@@ -2,7 +2,6 @@
 
 //! Checks what drivers of mediated devices get from VFIO type1, one KTAP line per test.
 
-mod fixture;
 mod tests;
 
 use std::process::ExitCode;

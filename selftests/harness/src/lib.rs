@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod emulated;
 pub mod env;
 pub mod info;
 pub mod memory;

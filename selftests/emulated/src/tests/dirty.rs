@@ -6,6 +6,10 @@ use harness::check::{
     expect_eq,
     Verdict, //
 };
+use harness::emulated::{
+    Session,
+    Via, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -22,10 +26,6 @@ use harness::vfio::{
 };
 
 use super::IOVA;
-use crate::fixture::{
-    Session,
-    Via, //
-};
 
 tests! {
     "dirty.pinned", "what is pinned is dirty, each time, and once more when unpinned" => pinned;

@@ -15,6 +15,13 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::emulated::{
+    Emulated,
+    Session,
+    Via,
+    Which,
+    PIN_RW, //
+};
 use harness::env::{
     Driver,
     Env,
@@ -41,13 +48,6 @@ use vfio_bindings::bindings::vfio;
 use super::{
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Emulated,
-    Session,
-    Via,
-    Which,
-    PIN_RW, //
 };
 
 tests! {

@@ -11,6 +11,13 @@ use harness::check::{
     SysError,
     Verdict, //
 };
+use harness::emulated::{
+    Emulated,
+    Session,
+    Via,
+    Which,
+    PIN_RW, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -31,13 +38,6 @@ use super::{
     need_rust,
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Emulated,
-    Session,
-    Via,
-    Which,
-    PIN_RW, //
 };
 
 tests! {

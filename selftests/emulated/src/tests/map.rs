@@ -8,6 +8,7 @@ use harness::check::{
     expect_errno,
     Verdict, //
 };
+use harness::emulated::Session;
 use harness::env::{
     Env,
     Model, //
@@ -31,7 +32,6 @@ use super::{
     PinCount,
     IOVA, //
 };
-use crate::fixture::Session;
 
 tests! {
     "map.info", "GET_INFO knows no valid ranges, and all page sizes" => info;

@@ -10,6 +10,15 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::emulated::{
+    Session,
+    Via,
+    Which,
+    PIN_MAX,
+    PIN_READ,
+    PIN_RW,
+    PIN_WRITE, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -34,14 +43,6 @@ use nix::errno::Errno;
 use super::{
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Session,
-    Which,
-    PIN_MAX,
-    PIN_READ,
-    PIN_RW,
-    PIN_WRITE, //
 };
 
 tests! {
@@ -402,7 +403,7 @@ fn untouched(env: &Env) -> Verdict {
     device.fill(IOVA + PAGE, 0x44)?;
     expect_eq("byte of page 1", memory.read::<u8>(PAGE), 0x44)?;
     memory.write(2 * PAGE, 0x55u8);
-    let got = device.read(IOVA + 2 * PAGE, 1, crate::fixture::Via::Task)?;
+    let got = device.read(IOVA + 2 * PAGE, 1, Via::Task)?;
     expect_eq("byte of page 2", got, vec![0x55])
 }
 

@@ -12,6 +12,11 @@ use harness::check::{
     expect_errno,
     Verdict, //
 };
+use harness::emulated::{
+    Session,
+    Via,
+    PIN_RW, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -32,11 +37,6 @@ use nix::errno::Errno;
 use super::{
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Session,
-    Via,
-    PIN_RW, //
 };
 
 tests! {

@@ -7,6 +7,11 @@ use harness::check::{
     expect_errno,
     Verdict, //
 };
+use harness::emulated::{
+    Session,
+    Via,
+    Which, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -31,11 +36,6 @@ use nix::errno::Errno;
 use super::{
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Session,
-    Via,
-    Which, //
 };
 
 tests! {

@@ -8,6 +8,11 @@ use harness::check::{
     expect_errno,
     Verdict, //
 };
+use harness::emulated::{
+    Session,
+    Which,
+    PIN_READ, //
+};
 use harness::env::{
     Env,
     Model, //
@@ -26,11 +31,6 @@ use super::{
     need_rust,
     PinCount,
     IOVA, //
-};
-use crate::fixture::{
-    Session,
-    Which,
-    PIN_READ, //
 };
 
 tests! {

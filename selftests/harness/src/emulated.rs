@@ -9,7 +9,7 @@ use std::path::{
     PathBuf, //
 };
 
-use harness::check::{
+use crate::check::{
     expect_eq,
     missing_or_fail,
     Stop,
@@ -17,11 +17,11 @@ use harness::check::{
     SysError,
     Verdict, //
 };
-use harness::env::{
+use crate::env::{
     Env,
     Model, //
 };
-use harness::vfio::{
+use crate::vfio::{
     Container,
     Device,
     Group, //
@@ -37,13 +37,15 @@ use nix::{
 /// Name of the module and of its devices up to the dot.
 const MODULE: &str = "vrs_emulated";
 
-/// The kernel's `IOMMU_READ` and `IOMMU_WRITE`.
-pub(crate) const PIN_READ: u32 = 1;
-pub(crate) const PIN_WRITE: u32 = 2;
-pub(crate) const PIN_RW: u32 = PIN_READ | PIN_WRITE;
+/// The kernel's `IOMMU_READ`.
+pub const PIN_READ: u32 = 1;
+/// The kernel's `IOMMU_WRITE`.
+pub const PIN_WRITE: u32 = 2;
+/// Both.
+pub const PIN_RW: u32 = PIN_READ | PIN_WRITE;
 
 /// Pages one call may pin.
-pub(crate) const PIN_MAX: u32 = 512;
+pub const PIN_MAX: u32 = 512;
 
 /// `struct vrs_emulated_pin`
 #[repr(C)]
@@ -75,11 +77,15 @@ struct Fill {
 /// `struct vrs_emulated_counters`
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Counters {
-    pub(crate) unmaps: u64,
-    pub(crate) refused: u64,
-    pub(crate) pages: u64,
-    pub(crate) users: u64,
+pub struct Counters {
+    /// Calls of dma_unmap since the module was loaded.
+    pub unmaps: u64,
+    /// Those that were ignored.
+    pub refused: u64,
+    /// Pages pinned now.
+    pub pages: u64,
+    /// How often all together.
+    pub users: u64,
 }
 
 const MAGIC: u8 = 0xee;
@@ -95,7 +101,7 @@ const RW_KTHREAD: u32 = 1 << 1;
 
 /// Who copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Via {
+pub enum Via {
     /// The task that calls ioctl.
     Task,
     /// A kernel thread, which has no memory of its own.
@@ -103,7 +109,8 @@ pub(crate) enum Via {
 }
 
 impl Via {
-    pub(crate) const BOTH: [Via; 2] = [Via::Task, Via::Kthread];
+    /// Both of them.
+    pub const BOTH: [Via; 2] = [Via::Task, Via::Kthread];
 
     fn flags(self) -> u32 {
         match self {
@@ -115,8 +122,10 @@ impl Via {
 
 /// Which device of the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub enum Which {
+    /// The first one.
     First,
+    /// The second one.
     Second,
     /// It has no dma_unmap callback.
     Deaf,
@@ -165,11 +174,11 @@ fn group_of(device: &Path) -> Verdict<u32> {
 
 /// An open device of the module.
 #[derive(Debug)]
-pub(crate) struct Emulated(Device);
+pub struct Emulated(Device);
 
 impl Emulated {
     /// Opens the device of a group that is in a container.
-    pub(crate) fn open(group: &Group, which: Which) -> Sys<Self> {
+    pub fn open(group: &Group, which: Which) -> Sys<Self> {
         group.device(&which.name()).map(Emulated)
     }
 
@@ -182,7 +191,7 @@ impl Emulated {
 
     /// Pins all pages or none; fails the test if pointers to pages are left of a failure.
     #[track_caller]
-    pub(crate) fn pin(&self, iova: u64, npages: u32, prot: u32) -> Verdict<Sys> {
+    pub fn pin(&self, iova: u64, npages: u32, prot: u32) -> Verdict<Sys> {
         let mut arg = Pin {
             iova,
             npages,
@@ -201,11 +210,12 @@ impl Emulated {
 
     /// Pins pages that can be pinned.
     #[track_caller]
-    pub(crate) fn pinned(&self, iova: u64, npages: u32) -> Verdict {
+    pub fn pinned(&self, iova: u64, npages: u32) -> Verdict {
         Ok(self.pin(iova, npages, PIN_RW)??)
     }
 
-    pub(crate) fn unpin(&self, iova: u64, npages: u32) -> Sys {
+    /// Unpins pages, all of which are pinned.
+    pub fn unpin(&self, iova: u64, npages: u32) -> Sys {
         let mut arg = Pin {
             iova,
             npages,
@@ -218,7 +228,7 @@ impl Emulated {
     }
 
     /// Reads user memory as the device's driver would.
-    pub(crate) fn read(&self, iova: u64, len: u32, via: Via) -> Sys<Vec<u8>> {
+    pub fn read(&self, iova: u64, len: u32, via: Via) -> Sys<Vec<u8>> {
         let mut data = vec![0; len as usize];
         let mut arg = Rw {
             iova,
@@ -232,7 +242,7 @@ impl Emulated {
     }
 
     /// Writes user memory as the device's driver would.
-    pub(crate) fn write(&self, iova: u64, data: &[u8], via: Via) -> Sys {
+    pub fn write(&self, iova: u64, data: &[u8], via: Via) -> Sys {
         let mut arg = Rw {
             iova,
             data: data.as_ptr().expose_provenance() as u64,
@@ -244,7 +254,7 @@ impl Emulated {
     }
 
     /// Fills a pinned page through its struct page.
-    pub(crate) fn fill(&self, iova: u64, byte: u8) -> Sys {
+    pub fn fill(&self, iova: u64, byte: u8) -> Sys {
         let mut arg = Fill {
             iova,
             byte: u32::from(byte),
@@ -254,14 +264,15 @@ impl Emulated {
             .map(drop)
     }
 
-    pub(crate) fn counters(&self) -> Sys<Counters> {
+    /// What is pinned, and what the device was told.
+    pub fn counters(&self) -> Sys<Counters> {
         let mut counters = Counters::default();
         self.call(COUNTERS, &mut counters, "counters()".into())?;
         Ok(counters)
     }
 
     /// Whether to ignore dma_unmap from now on. The C driver answers that with BUG().
-    pub(crate) fn stubborn(&self, yes: bool) -> Sys {
+    pub fn stubborn(&self, yes: bool) -> Sys {
         // SAFETY: The argument is a number.
         let ret = unsafe { libc::ioctl(self.0.file().as_raw_fd(), STUBBORN, usize::from(yes)) };
         Errno::result(ret).map(drop).map_err(|errno| SysError {
@@ -273,22 +284,25 @@ impl Emulated {
 
 /// A container with devices of the module. Dropping it closes the devices first.
 #[derive(Debug)]
-pub(crate) struct Session {
-    pub(crate) devices: Vec<Emulated>,
-    pub(crate) groups: Vec<Group>,
-    pub(crate) container: Container,
+pub struct Session {
+    /// Its open devices.
+    pub devices: Vec<Emulated>,
+    /// Their groups, in the same order.
+    pub groups: Vec<Group>,
+    /// The container.
+    pub container: Container,
 }
 
 impl Session {
     /// A container with one device.
     #[track_caller]
-    pub(crate) fn open(env: &Env, model: Model) -> Verdict<Self> {
+    pub fn open(env: &Env, model: Model) -> Verdict<Self> {
         Session::with(env, model, &[Which::First])
     }
 
     /// A container with several devices.
     #[track_caller]
-    pub(crate) fn with(env: &Env, model: Model, devices: &[Which]) -> Verdict<Self> {
+    pub fn with(env: &Env, model: Model, devices: &[Which]) -> Verdict<Self> {
         let container = Container::open()?;
         let mut groups = Vec::new();
         for device in devices {
@@ -312,7 +326,7 @@ impl Session {
 
     /// Adds a device to a container that has an IOMMU model.
     #[track_caller]
-    pub(crate) fn add(&mut self, which: Which) -> Verdict {
+    pub fn add(&mut self, which: Which) -> Verdict {
         let group = Group::open(which.group()?)?;
         group.set_container(&self.container)?;
         self.devices.push(Emulated::open(&group, which)?);
@@ -321,7 +335,7 @@ impl Session {
     }
 
     /// The first device.
-    pub(crate) fn device(&self) -> &Emulated {
+    pub fn device(&self) -> &Emulated {
         &self.devices[0]
     }
 }
