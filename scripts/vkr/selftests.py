@@ -117,7 +117,8 @@ def plan(description, where, tests, drivers, places, leaks=False):
                   "modules": places.modules(description.needs[need].get("modules", []))}
                  for need in test.needs]
         entry = {"name": test.name, "needs": needs, "limit": test.limit, "containers": test.containers,
-                 "settings": test.settings, "env": {key: fill(value) for key, value in test.env.items()}}
+                 "settings": {fill(path): value for path, value in test.settings.items()},
+                 "env": {key: fill(value) for key, value in test.env.items()}}
         if test.kunit:
             return {**entry, "kunit": places.file(test.kunit)}
         return {**entry, "command": [fill(word) for word in test.command]}

@@ -119,8 +119,8 @@ struct vrs_iommu_leaf {
 };
 
 /*
- * Reads the page table the device uses: up to @count leaves at or above @iova
- * go to @leaves, in order. Returns their number. It is not a snapshot if it
+ * Reads the page table the device uses: up to @count leaves go to @leaves, in
+ * order, beginning with the one that has @iova or else the next. Returns their number. It is not a snapshot if it
  * changes meanwhile. ENOENT if DMA is blocked.
  */
 struct vrs_iommu_walk {

@@ -12,12 +12,6 @@ mod process;
 mod rw;
 mod unmap;
 
-use std::thread;
-use std::time::{
-    Duration,
-    Instant, //
-};
-
 use harness::check::{
     Stop,
     Verdict, //
@@ -26,7 +20,7 @@ use harness::env::{
     Driver,
     Env, //
 };
-use harness::proc;
+pub(crate) use harness::proc::PinCount;
 use harness::runner::Test;
 
 /// All tests, in the order they run.
@@ -58,37 +52,5 @@ fn need_rust(env: &Env) -> Verdict {
         _ => Err(Stop::skip(
             "a driver that survives this (--expect-driver rust)",
         )),
-    }
-}
-
-/// Counts the pages that this test has pinned.
-struct PinCount(i64);
-
-impl PinCount {
-    fn begin() -> Verdict<Self> {
-        Ok(PinCount(Self::now()?))
-    }
-
-    fn now() -> Verdict<i64> {
-        proc::pinned_pages().ok_or_else(|| Stop::skip("nr_foll_pin_acquired in /proc/vmstat"))
-    }
-
-    /// Fails unless `want` more pages are pinned than at the beginning. Others may pin some for a
-    /// moment, so a wrong count only counts if it stays.
-    #[track_caller]
-    fn expect(&self, want: i64) -> Verdict {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        loop {
-            let got = Self::now()? - self.0;
-            if got == want {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(Stop::fail(format_args!(
-                    "pages pinned: expected {want}, got {got}"
-                )));
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
     }
 }

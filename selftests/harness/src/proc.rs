@@ -10,6 +10,11 @@ use std::io::{
     Read,
     Write, //
 };
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -57,6 +62,42 @@ pub fn pinned_pages() -> Option<i64> {
         rest.trim().parse::<i64>().ok()
     };
     Some(counter("nr_foll_pin_acquired")? - counter("nr_foll_pin_released")?)
+}
+
+/// Counts the pages that were pinned since some moment.
+#[derive(Debug)]
+pub struct PinCount(i64);
+
+impl PinCount {
+    /// Begins to count.
+    #[track_caller]
+    pub fn begin() -> Verdict<Self> {
+        Ok(PinCount(Self::now()?))
+    }
+
+    #[track_caller]
+    fn now() -> Verdict<i64> {
+        pinned_pages().ok_or_else(|| Stop::skip("nr_foll_pin_acquired in /proc/vmstat"))
+    }
+
+    /// Fails unless `want` more pages are pinned than at the beginning. Others may pin some for a
+    /// moment, so a wrong count only counts if it stays.
+    #[track_caller]
+    pub fn expect(&self, want: i64) -> Verdict {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            let got = Self::now()? - self.0;
+            if got == want {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Stop::fail(format_args!(
+                    "pages pinned: expected {want}, got {got}"
+                )));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// Gives up root, and allows `limit` bytes of locked memory.

@@ -24,7 +24,12 @@ use crate::check::{
     SysError,
     Verdict, //
 };
+use crate::env::{
+    Env,
+    Model, //
+};
 use crate::vfio::{
+    Container,
     Device,
     Group, //
 };
@@ -532,7 +537,7 @@ impl Engine {
         })
     }
 
-    /// Up to `leaves.len()` leaves from `iova` on; their number.
+    /// Up to `leaves.len()` leaves, beginning with the one that has `iova`; their number.
     pub fn walk_into(&self, iova: u64, leaves: &mut [Leaf]) -> Sys<usize> {
         let mut arg = RawWalk {
             iova,
@@ -581,6 +586,76 @@ impl Engine {
         let mut stats = Stats::default();
         self.call(code::STATS, &mut stats, "stats()")?;
         Ok(stats)
+    }
+}
+
+/// A container with devices of the module. Dropping it closes the devices first.
+#[derive(Debug)]
+pub struct Session {
+    /// The open devices, in the order in which they joined.
+    pub engines: Vec<Engine>,
+    /// Their groups.
+    pub groups: Vec<Group>,
+    /// The container.
+    pub container: Container,
+}
+
+impl Session {
+    /// A container with the first device of a unit.
+    #[track_caller]
+    pub fn open(env: &Env, unit: &'static str) -> Verdict<Self> {
+        Session::with(env, Model::V2, &[(unit, 0)])
+    }
+
+    /// A container with several devices, by unit and place there.
+    #[track_caller]
+    pub fn with(env: &Env, model: Model, devices: &[(&'static str, usize)]) -> Verdict<Self> {
+        let container = Container::open()?;
+        let mut found = Vec::new();
+        for (unit, index) in devices {
+            let device = device(unit, *index)?;
+            let group = device.open_group()?;
+            group.set_container(&container)?;
+            found.push((device, group));
+        }
+        container.set_iommu(model.number())?;
+        env.check_driver(model, found.first().map(|(device, _)| device.group))?;
+
+        let mut session = Session {
+            engines: Vec::new(),
+            groups: Vec::new(),
+            container,
+        };
+        for (device, group) in found {
+            session.engines.push(device.open(&group)?);
+            session.groups.push(group);
+        }
+        Ok(session)
+    }
+
+    /// Adds a device to a container that has an IOMMU model; the inner result is whether its
+    /// group could join.
+    #[track_caller]
+    pub fn add(&mut self, unit: &'static str, index: usize) -> Verdict<Sys> {
+        let device = device(unit, index)?;
+        let group = device.open_group()?;
+        if let Err(refused) = group.set_container(&self.container) {
+            return Ok(Err(refused));
+        }
+        self.engines.push(device.open(&group)?);
+        self.groups.push(group);
+        Ok(Ok(()))
+    }
+
+    /// Takes a device and its group out.
+    pub fn remove(&mut self, place: usize) -> Sys {
+        drop(self.engines.remove(place));
+        self.groups.remove(place).unset_container()
+    }
+
+    /// The first device.
+    pub fn engine(&self) -> &Engine {
+        &self.engines[0]
     }
 }
 
