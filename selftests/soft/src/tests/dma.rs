@@ -48,9 +48,9 @@ tests! {
     "dma.anon", "a device reads and writes anonymous memory" => anon;
     "dma.memfd", "... shared memory" => memfd;
     "dma.file", "... a file's page cache, read only" => file;
-    "dma.thp", "... transparent huge pages" => thp;
-    "dma.hugetlb_2m", "... huge pages of 2 MiB" => hugetlb_2m;
-    "dma.hugetlb_1g", "... huge pages of 1 GiB" => hugetlb_1g;
+    "huge.thp", "... transparent huge pages" => thp;
+    "huge.hugetlb_2m", "... huge pages of 2 MiB" => hugetlb_2m;
+    "huge.hugetlb_1g", "... huge pages of 1 GiB" => hugetlb_1g;
     "dma.region", "... the memory of another device" => region;
     "dma.unaligned", "ranges begin and end anywhere" => unaligned;
     "dma.read_only", "what is mapped for reading is not written to" => read_only;
