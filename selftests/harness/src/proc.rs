@@ -2,6 +2,7 @@
 
 //! Counters of the kernel, and changes to this process.
 
+use std::fmt::Display;
 use std::fs::{
     self,
     File, //
@@ -43,12 +44,18 @@ use crate::check::{
 /// Bytes of locked memory charged to this process.
 #[track_caller]
 pub fn locked() -> Verdict<u64> {
-    let text = fs::read_to_string("/proc/self/status")?;
+    locked_by("self")
+}
+
+#[track_caller]
+fn locked_by(process: impl Display) -> Verdict<u64> {
+    let path = format!("/proc/{process}/status");
+    let text = fs::read_to_string(&path)?;
     let kib = text
         .lines()
         .find_map(|line| line.strip_prefix("VmLck:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
-        .ok_or_else(|| Stop::fail("/proc/self/status has no VmLck"))?;
+        .ok_or_else(|| Stop::fail(format_args!("{path} has no VmLck")))?;
     Ok(kib * 1024)
 }
 
@@ -146,6 +153,12 @@ impl Child {
                 unsafe { libc::_exit(0) }
             }
         }
+    }
+
+    /// Bytes the child has locked.
+    #[track_caller]
+    pub fn locked(&self) -> Verdict<u64> {
+        locked_by(self.pid)
     }
 
     /// Waits for the child and takes its verdict over.

@@ -59,6 +59,12 @@ fn info(env: &Env) -> Verdict {
             ids.contains(&vfio::VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL),
         )?;
         expect_eq("page sizes", info.pgsizes, !(PAGE - 1))?;
+        let coherent = vfio::VFIO_DMA_CC_IOMMU as usize;
+        expect_eq(
+            "extension DMA_CC",
+            session.container.check_extension(coherent)?,
+            1,
+        )?;
     }
     Ok(())
 }

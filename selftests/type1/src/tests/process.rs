@@ -12,8 +12,14 @@ use std::process::{
     Command,
     ExitCode, //
 };
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use harness::check::{
+    expect,
     expect_eq,
     Stop,
     Verdict, //
@@ -22,7 +28,10 @@ use harness::env::{
     Env,
     Model, //
 };
-use harness::memory::Memory;
+use harness::memory::{
+    Memory,
+    MIB, //
+};
 use harness::proc::{
     locked,
     pipe,
@@ -47,6 +56,7 @@ tests! {
     "process.unmapped_by_child", "whoever unmaps, the process which mapped is credited" => unmapped_by_child;
     "process.mapped_by_child", "mappings outlive the process which made them" => mapped_by_child;
     "process.killed", "what a killed process had is free at once" => killed;
+    "process.killed_mapping", "a process killed while it maps leaves nothing, or all, of the mapping" => killed_mapping;
     "process.exec", "exec leaves mappings and credits nobody for them" => exec;
 }
 
@@ -132,6 +142,40 @@ fn killed(env: &Env) -> Verdict {
         session.container.map(IOVA, memory.vaddr(), SIZE, RW)?;
     }
     Ok(())
+}
+
+fn killed_mapping(env: &Env) -> Verdict {
+    const LARGE: u64 = 512 * MIB;
+    let session = env.open(Model::V2)?;
+    let memory = Memory::anon(SIZE)?;
+    let before = locked()?;
+    for _ in 0..3 {
+        let child = Child::run(|| {
+            let large = Memory::unpopulated(LARGE)?;
+            session.container.map(IOVA, large.vaddr(), LARGE, RW)?;
+            loop {
+                nix::unistd::pause();
+            }
+        })?;
+        // The first charge comes when the first pages are pinned.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while child.locked()? == 0 {
+            if Instant::now() > deadline {
+                child.kill()?;
+                return Err(Stop::fail("the child has not locked a page in 60 s"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        child.kill()?;
+
+        let left = session.container.unmap_all()?;
+        expect(
+            format_args!("none or all of {LARGE:#x} bytes left, not {left:#x}"),
+            left == 0 || left == LARGE,
+        )?;
+        session.expect_free(IOVA, memory.vaddr(), SIZE)?;
+    }
+    expect_eq("locked memory", locked()?, before)
 }
 
 fn exec(env: &Env) -> Verdict {
