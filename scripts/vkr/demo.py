@@ -37,7 +37,7 @@ def cmd_demo(args):
     plan = selftests.plan(description, "host", [test], [args.driver], places)
 
     show = Show()
-    show.line("test machine", f"emulated q35, Intel IOMMU, {vm.cpus} CPUs, {vm.memory}")
+    show.line("test machine", f"emulated q35, Intel IOMMU, {vm.cpus} CPUs, {vm.memory} GiB")
     show.line("disk", f"NVMe, {machine.DISK_BYTES >> 20} MiB of random bytes")
     wanted = hashlib.sha256(vm.disk().read_bytes()).hexdigest()
     run = vm.run(plan, show.event)

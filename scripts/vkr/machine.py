@@ -18,8 +18,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +75,9 @@ class Run:
 class Machine:
     """One boot of a built kernel; what it leaves behind goes to ``where``."""
 
+    #: Of the host, at most, in GiB.
+    memory = 0
+
     def __init__(self, where, built, append="", kvm=False):
         self.where = where
         self.image = built.image
@@ -84,19 +89,14 @@ class Machine:
 
     def run(self, plan, on_event=lambda event: None):
         """Boots, runs ``plan`` and returns the Run, whatever happened."""
-        def stop(number, frame):
-            # Leaves by the way that ends the machine.
-            raise KeyboardInterrupt
+        run, = run_all([(self, plan)], lambda _, event: on_event(event))
+        return run
 
-        with env.lock(f"machine-{self.where.name}", env.out):
-            before = signal.signal(signal.SIGTERM, stop)
-            try:
-                return self._run(plan, on_event)
-            finally:
-                signal.signal(signal.SIGTERM, before)
+    def _run(self, plan, on_event, stop):
+        with env.lock("machine", self.where):
+            return self._run_locked(plan, on_event, stop)
 
-    def _run(self, plan, on_event):
-        self.where.mkdir(parents=True, exist_ok=True)
+    def _run_locked(self, plan, on_event, stop):
         transcript = self.where / "transcript.jsonl"
         transcript.write_bytes(b"")
         plan_file = self.where / "plan.json"
@@ -111,7 +111,7 @@ class Machine:
                 env=self.environment(), cwd="/", start_new_session=True, pass_fds=[channel.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             try:
-                _Follower(run, plan, child, console, transcript, on_event).follow()
+                _Follower(run, plan, child, console, transcript, on_event, stop).follow()
             finally:
                 _end(child)
         run.seconds = time.monotonic() - began
@@ -126,11 +126,46 @@ class Machine:
         return [os.path.realpath(sys.executable), "-I", "-S", RUNNER, plan]
 
 
+def run_all(jobs, on_event=lambda machine, event: None, at_once=1):
+    """Runs each (machine, plan), some of them at a time; their Runs in the same order."""
+    stop = threading.Event()
+    one_by_one = threading.Lock()
+
+    def run(machine, plan):
+        def tell(event):
+            with one_by_one:
+                on_event(machine, event)
+        return machine._run(plan, tell, stop)
+
+    def leave(number, frame):
+        # Goes the way that ends the machines.
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                futures = [pool.submit(run, *job) for job in jobs]
+                return [future.result() for future in futures]
+            except BaseException:
+                stop.set()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def at_once(kind):
+    """How many machines of a kind this host has processors and memory for."""
+    available = re.search(r"^MemAvailable: *([0-9]+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    gigabytes = int(available[1]) >> 20 if available else 0
+    return max(1, min(env.nproc(), gigabytes // (kind.boot.memory + 1)))
+
+
 class Vm(Machine):
     """QEMU by virtme-ng: an Intel IOMMU, three PCI devices, huge pages."""
 
     transcript_name = "vkr.transcript"
-    memory = "6G"
+    memory = 6
     cpus = 2
     devices = (
         "-device", "intel-iommu,intremap=on,caching-mode=on,eim=on",
@@ -181,7 +216,7 @@ class Vm(Machine):
             "--run", self.image, "--qemu", qemu(), "--name", "vkr",
             "--force-9p", "--disable-monitor", "--disable-microvm",
             *([] if self.kvm else ["--disable-kvm"]),
-            "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", self.memory,
+            "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", f"{self.memory}G",
             "--append", f"{self.huge_pages} {self.append}".strip(),
             f"--qemu-opts={shlex.join(self.qemu_options(channel))}",
             "--exec", command,
@@ -203,11 +238,12 @@ class Uml(Machine):
     """The kernel as a host process: no PCI and no IOMMU, but quick."""
 
     transcript_name = "/dev/tty1"
+    memory = 2
 
     def argv(self, plan, channel):
         init, *arguments = self.runner_words(plan)
         return [
-            self.image, "mem=2G", "seccomp=on", "ncpus=2",
+            self.image, f"mem={self.memory}G", "seccomp=on", "ncpus=2",
             "rootfstype=hostfs", "rootflags=/", "ro", "panic=-1",
             "con=null", "con0=null,fd:1", f"con1=null,fd:{channel.fileno()}",
             *shlex.split(self.append), f"init={init}", "--", *arguments,
@@ -253,7 +289,8 @@ def kvm_refuses():
 class _Follower:
     """Reads console and transcript until the machine is gone, or should be."""
 
-    def __init__(self, run, plan, child, console, transcript, on_event):
+    def __init__(self, run, plan, child, console, transcript, on_event, stop):
+        self.stop = stop
         self.run = run
         self.child = child
         self.console = console
@@ -282,6 +319,9 @@ class _Follower:
                 self.read_transcript()
                 if chunk == b"":
                     break
+                if self.stop.is_set():
+                    self.run.trouble.append("interrupted")
+                    return
                 if time.monotonic() > self.deadline:
                     self.run.trouble.append(f"hung: waited in vain for {self.due}")
                     return

@@ -192,11 +192,11 @@ def compare(test, by_driver):
     return Case(what, FAIL if differences else PASS, "\n".join(differences))
 
 
-def collect(stage, where, run, tests, planned, folder):
-    """Turns a run into results of ``stage`` and files under ``folder``."""
+def collect(stage, where, runs, tests, planned, folder):
+    """Turns the runs of a plan's phases into results of ``stage`` and files under ``folder``."""
     prefix = f"{where}." if stage.name != where else ""
     judged = {}
-    for phase in planned["phases"]:
+    for phase, run in zip(planned["phases"], runs):
         members = [test["name"] for test in phase["tests"]]
         if "driver" in phase:
             members.append("module")
@@ -208,43 +208,48 @@ def collect(stage, where, run, tests, planned, folder):
                 stage.add(suite, "run", FAIL, f"never started: {why}")
                 continue
             path = folder / phase["name"] / f"{name}.ktap"
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(outcome.text)
             path.with_suffix(".dmesg").write_text(outcome.kernel)
             leaves = judge(outcome, run)
             judged.setdefault(name, {})[phase["name"]] = leaves
             stage.add_cases(suite, leaves, (outcome.end or {}).get("seconds", 0.0))
+        _collect_machine(stage, f"{prefix}{phase['name']}.machine", run)
     for test in tests:
         if test.compare and len(by_driver := judged.get(test.name, {})) > 1:
             case = compare(test, by_driver)
             stage.add(f"{prefix}compare.{test.name}", case.name, case.status, case.detail)
 
+
+def _collect_machine(stage, suite, run):
     boot = machine.Outcome("boot", "boot", kernel=run.boot_kernel)
     if complaints := boot.complaints():
-        stage.add(f"{prefix}machine", "boots without complaint", FAIL, "\n".join(complaints))
+        stage.add(suite, "boots without complaint", FAIL, "\n".join(complaints))
     if run.trouble:
-        stage.add(f"{prefix}machine", "runs its plan", FAIL,
+        stage.add(suite, "runs its plan", FAIL,
                   "\n".join([*run.trouble, f"console: {run.console}", *run.tail]))
     else:
-        stage.add(f"{prefix}machine", "boots, runs its plan, powers off", PASS, "", run.seconds)
+        stage.add(suite, "boots, runs its plan, powers off", PASS, "", run.seconds)
 
 
 def run_stage(stage, where, boot, tests, drivers, places, description, leaks=False):
-    """Boots ``where`` once, runs ``tests``, adds what came out to ``stage``."""
+    """Runs ``tests`` on ``where``, each phase in a boot of its own, and adds what came out to ``stage``."""
     folder = report.results / where / stage.name if stage.name != where else report.results / where
     planned = plan(description, where, tests, drivers, places, leaks)
+    jobs = [(boot(folder / phase["name"]), {**planned, "phases": [phase]}) for phase in planned["phases"]]
 
-    def announce(event):
+    def announce(member, event):
         kind = event["event"]
         if kind == "start":
-            ui.info(f"Linux {event['release']} is up, {event['uptime']:.1f} s after power-on")
+            ui.info(f"{member.where.name}: Linux {event['release']} is up, "
+                    f"{event['uptime']:.1f} s after power-on")
         elif kind == "done":
             key = event["phase"], event["test"]
             how = event.get("skip") or event.get("trouble") or (
                 f"killed after {event['late']} s" if "late" in event else "")
             ui.info(f"{'/'.join(key)}: {ui.duration(event['seconds'])}{' ' + how if how else ''}")
 
-    with ui.step(f"Boot {where} for {sum(len(phase['tests']) for phase in planned['phases'])} test runs"):
-        run = boot(folder).run(planned, announce)
-    collect(stage, where, run, tests, planned, folder)
-    return run
+    count = sum(len(phase["tests"]) for phase in planned["phases"])
+    at_once = machine.at_once(machine.MACHINES[where])
+    with ui.step(f"Boot {where} for {count} test runs"):
+        runs = machine.run_all(jobs, announce, at_once)
+    collect(stage, where, runs, tests, planned, folder)
