@@ -113,20 +113,39 @@ impl Pci {
     /// Whether the IOMMU in front of the device can force DMA to be coherent, if it tells.
     pub fn iommu_snoops(&self) -> Option<bool> {
         const ECAP_SNOOP_CONTROL: u64 = 1 << 7;
-        let ecap = fs::read_to_string(self.sysfs().join("iommu/intel-iommu/ecap")).ok()?;
-        let ecap = u64::from_str_radix(ecap.trim().trim_start_matches("0x"), 16).ok()?;
-        Some(ecap & ECAP_SNOOP_CONTROL != 0)
+        let iommu = fs::canonicalize(self.sysfs().join("iommu")).ok()?;
+        if let Ok(ecap) = fs::read_to_string(iommu.join("intel-iommu/ecap")) {
+            let ecap = u64::from_str_radix(ecap.trim().trim_start_matches("0x"), 16).ok()?;
+            return Some(ecap & ECAP_SNOOP_CONTROL != 0);
+        }
+        // The kernel always sets the bit for it in AMD's page tables; virtio has none.
+        if iommu.join("amd-iommu").exists() {
+            return Some(true);
+        }
+        let of_virtio = |path: &Path| {
+            path.parent()
+                .and_then(Path::parent)
+                .and_then(Path::file_name)
+                .is_some_and(|name| name.to_string_lossy().starts_with("virtio"))
+        };
+        of_virtio(&iommu).then_some(false)
     }
 
     /// Size of the IOMMU page-table entry which maps `iova` for the device, 0 if none does.
+    ///
+    /// Intel's is the one driver that shows its page tables.
     #[track_caller]
     pub fn leaf(&self, iova: u64) -> Verdict<u64> {
-        let path = format!(
-            "/sys/kernel/debug/iommu/intel/{}/domain_translation_struct",
-            self.bdf
-        );
+        let folder = Path::new("/sys/kernel/debug/iommu/intel");
+        if !folder.exists() {
+            return Err(Stop::skip(format_args!(
+                "an IOMMU whose page table can be seen, in {}",
+                folder.display()
+            )));
+        }
+        let path = folder.join(&self.bdf).join("domain_translation_struct");
         let wanted = format!("{:#015x}", iova / PAGE);
-        let text = read_needed(Path::new(&path))?;
+        let text = read_needed(&path)?;
         let entries = text
             .lines()
             .filter_map(|line| line.split_once('|'))
@@ -139,7 +158,8 @@ impl Pci {
             Some(4) => Ok(PAGE << 9),
             Some(3) => Ok(PAGE << 18),
             Some(n) => Err(Stop::fail(format_args!(
-                "{path}: {n} entries for {iova:#x}"
+                "{}: {n} entries for {iova:#x}",
+                path.display()
             ))),
         }
     }
@@ -165,6 +185,21 @@ impl Pci {
             })
             .collect()
     }
+}
+
+/// Whether interrupt messages of devices can be told apart, and are, so that none can raise
+/// another's: what the kernel asks for by `iommu_group_has_isolated_msi()`.
+#[track_caller]
+pub fn interrupts_isolated() -> Verdict<bool> {
+    let folder = Path::new("/sys/kernel/irq");
+    for entry in fs::read_dir(folder).map_err(|e| missing_or_fail(folder, e))? {
+        let chip = fs::read_to_string(entry?.path().join("chip_name")).unwrap_or_default();
+        // Interrupt remapping of x86, the translation service of Arm.
+        if chip.starts_with("IR-") || chip.starts_with("ITS-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What the command line says about the machine.

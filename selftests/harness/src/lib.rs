@@ -16,4 +16,5 @@ pub mod memory;
 pub mod proc;
 pub mod runner;
 pub mod soft;
+pub mod trace;
 pub mod vfio;

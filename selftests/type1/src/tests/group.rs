@@ -6,9 +6,11 @@ use harness::check::{
     expect,
     expect_eq,
     expect_errno,
+    Sys,
     Verdict, //
 };
 use harness::env::{
+    interrupts_isolated,
     Env,
     Model, //
 };
@@ -34,6 +36,7 @@ tests! {
     "group.before_model", "both groups are there before the model is set" => before_model;
     "group.twice", "a group is in one container, once" => twice;
     "group.ranges", "usable ranges leave out what either group reserves" => ranges;
+    "group.unsafe_interrupts", "where interrupts are not isolated, a group needs allow_unsafe_interrupts" => unsafe_interrupts;
     "group.dirty", "a group that leaves leaves its pages dirty" => dirty;
 }
 
@@ -168,6 +171,47 @@ fn ranges(env: &Env) -> Verdict {
         session.info()?.iova,
         alone,
     )
+}
+
+#[track_caller]
+fn expect_attached_if(isolated: bool, attached: Sys<()>) -> Verdict {
+    if isolated {
+        Ok(attached?)
+    } else {
+        expect_errno("interrupts are not isolated", attached, Errno::EPERM)
+    }
+}
+
+fn unsafe_interrupts(env: &Env) -> Verdict {
+    let second = env.second()?;
+    let isolated = interrupts_isolated()?;
+    let parameter = env.parameter("allow_unsafe_interrupts")?;
+    let memory = Memory::anon(SIZE)?;
+    let before = locked()?;
+    for model in Model::BOTH {
+        parameter.set("N")?;
+        let bare = env.open_bare(env.first()?)?;
+        expect_attached_if(isolated, bare.container.set_iommu(model.number()))?;
+        // It matters when a group is attached, not afterwards.
+        parameter.set("Y")?;
+        if !isolated {
+            bare.container.set_iommu(model.number())?;
+        }
+        bare.check_driver(model)?;
+        parameter.set("N")?;
+        bare.container.map(IOVA, memory.vaddr(), SIZE, RW)?;
+
+        let group = Group::open(second.group()?)?;
+        expect_attached_if(isolated, group.set_container(&bare.container))?;
+        expect_eq("locked memory", locked()?, before + SIZE)?;
+        if !isolated {
+            parameter.set("Y")?;
+            group.set_container(&bare.container)?;
+        }
+        drop(group.device(&second.bdf)?);
+        expect_eq("bytes unmapped", bare.container.unmap_all()?, SIZE)?;
+    }
+    Ok(())
 }
 
 fn dirty(env: &Env) -> Verdict {

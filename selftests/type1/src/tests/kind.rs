@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::Write;
 
 use harness::check::{
+    expect,
     expect_eq,
     missing_or_fail,
     Stop,
@@ -23,6 +24,10 @@ use harness::memory::{
 };
 use harness::proc::locked;
 use harness::tests;
+use harness::trace::{
+    Piece,
+    Watch, //
+};
 use harness::vfio::{
     Device,
     Region,
@@ -50,6 +55,7 @@ tests! {
     "kind.alias", "memory mapped twice is charged twice" => alias;
     "kind.sum", "the charge is the sum of all mappings" => sum;
     "kind.unmapped_memory", "memory may go away from the process before it is unmapped" => unmapped_memory;
+    "kind.pieces", "what is contiguous is given to the IOMMU at once, or page by page if told so" => pieces;
     "kind.leaf_sizes", "large pages become large entries of the IOMMU where they fit" => leaf_sizes;
     "kind.leaf_disabled", "disable_hugepages keeps all entries small" => leaf_disabled;
     "kind.close", "closing releases every charge" => close;
@@ -323,6 +329,61 @@ fn close(env: &Env) -> Verdict {
         expect_eq("locked memory", locked()?, before + memory.len())?;
         drop(session);
         expect_eq("locked memory after close", locked()?, before)?;
+    }
+    Ok(())
+}
+
+/// Maps all of `memory` and returns what the IOMMU was given, after checking that it adds up.
+#[track_caller]
+fn map_pieces(session: &Session<'_>, watch: &Watch, memory: &Memory) -> Verdict<Vec<Piece>> {
+    watch.mapped()?;
+    session
+        .container
+        .map(GIB, memory.vaddr(), memory.len(), RW)?;
+    let pieces = watch.mapped()?;
+
+    let mut next = GIB;
+    for piece in &pieces {
+        expect_eq("where the next piece begins", piece.iova, next)?;
+        next += piece.size;
+    }
+    expect_eq("where the last piece ends", next, GIB + memory.len())?;
+    let unmapped = session.container.unmap(GIB, memory.len(), 0)?;
+    expect_eq("bytes unmapped", unmapped, memory.len())?;
+    Ok(pieces)
+}
+
+fn pieces(env: &Env) -> Verdict {
+    let parameter = env.parameter("disable_hugepages")?;
+    let watch = Watch::begin()?;
+    let anon = Memory::anon(4 * MIB)?;
+    let thp = Memory::thp(2 * MIB)?;
+    let small = Memory::hugetlb(2 * MIB, 2 * MIB)?;
+    let large = Memory::hugetlb(GIB, GIB)?;
+
+    for model in Model::BOTH {
+        let session = env.open(model)?;
+        for memory in [&thp, &small, &large] {
+            let sizes: Vec<_> = map_pieces(&session, &watch, memory)?
+                .iter()
+                .map(|piece| piece.size)
+                .collect();
+            expect_eq("sizes of the pieces", sizes, vec![memory.len()])?;
+        }
+        for pair in map_pieces(&session, &watch, &anon)?.windows(2) {
+            expect(
+                format_args!("{:#x?} and {:#x?} are apart in memory", pair[0], pair[1]),
+                pair[0].phys + pair[0].size != pair[1].phys,
+            )?;
+        }
+
+        parameter.set("Y")?;
+        for memory in [&anon, &thp, &small] {
+            let pieces = map_pieces(&session, &watch, memory)?;
+            let large = pieces.iter().find(|piece| piece.size != PAGE);
+            expect_eq("a piece that is not one page", large, None)?;
+        }
+        parameter.set(parameter.original())?;
     }
     Ok(())
 }
