@@ -30,6 +30,7 @@ class Paths:
         self.downloads = root / "downloads"
         self.bindgen = root / "bindgen"
         self.apt = root / "apt"
+        self.programs = root / "programs"
 
 
 def _cache_root():

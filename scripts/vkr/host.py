@@ -242,6 +242,18 @@ class Apt:
                env=_C)
         return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
 
+    def download_all(self, package, version, suite, folder):
+        """The package with all it depends on, as if nothing at all were installed."""
+        (folder / "partial").mkdir(parents=True, exist_ok=True)
+        nothing = self.root / "nothing-installed"
+        nothing.write_text("")
+        ui.run(["apt-get", *self.options, "-o", f"Dir::State::status={nothing}", "-o", "Debug::NoLocking=1",
+                "-o", f"Dir::Cache::archives={folder}", "install", "--download-only", "-y", "-q",
+                "--no-install-recommends", "-t", suite, f"{package}={version}"],
+               title=f"Download {package} {version} and what it depends on",
+               log=env.paths.logs / "apt.log", env=_C)
+        return sorted(folder.glob("*.deb"))
+
 
 def debian_mirror():
     """The URI of the Debian archive the host is set up for, or None."""

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Programs newer than the host's, from another Debian release, beside the host's own.
+
+A package and all it depends on, down to the C library, are unpacked into the
+cache; the program is started by the loader that came with it. Nothing is
+installed, what the host has stays in use for everything else, and root is not
+needed.
+"""
+
+import shutil
+from dataclasses import dataclass
+
+from . import env, host, toolchain, ui
+
+MARK = "run"
+
+
+@dataclass(frozen=True)
+class Program:
+    command: str
+    package: str
+    minimum: str
+    # Where it is offered: the release, and a suite of it that is preferred.
+    release: str
+    suite: str
+    # What it has to be told because it is not where it expects to be; $root is
+    # where the packages are unpacked.
+    arguments: tuple = ()
+    environment: tuple = ()
+
+
+#: The first QEMU whose amd-iommu translates DMA so that Linux 7.3 accepts it.
+QEMU = Program(
+    "qemu-system-x86_64", "qemu-system-x86", "11.1.0", "trixie", "trixie-backports",
+    ("-L", "$root/usr/share/qemu", "-L", "$root/usr/share/seabios"),
+    (("QEMU_MODULE_DIR", "$root/usr/lib/x86_64-linux-gnu/qemu"),))
+
+
+def ensure(program):
+    """The command to run: the host's if it is new enough, or else one in the cache."""
+    if installed := _installed(program):
+        return installed
+    if found := _find(program):
+        return found
+    with env.lock("programs"):
+        return _find(program) or _fetch(program)
+
+
+def _installed(program):
+    path = shutil.which(program.command)
+    if path and toolchain.at_least(toolchain._version([path, "--version"]), program.minimum):
+        return path
+    return None
+
+
+def _find(program):
+    """The newest in the cache that will do, or None."""
+    found = {}
+    for start in env.paths.programs.glob(f"{program.package}_*/{MARK}"):
+        version = host.upstream(start.parent.name.partition("_")[2])
+        if toolchain.at_least(version, program.minimum):
+            found[toolchain._key(version)] = start
+    return str(found[max(found)]) if found else None
+
+
+def _fetch(program):
+    try:
+        return _fetch_from_release(program)
+    except ui.StepFailed as failure:
+        failure.hint = failure.hint or f"put a {program.command} {program.minimum} or newer first in PATH"
+        raise
+
+
+def _fetch_from_release(program):
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        raise ui.StepFailed(f"{program.command} {program.minimum} is needed, and this host has no apt to get it with")
+    apt = host.Apt(f"{program.release}-programs", (program.release, f"{program.release}-updates", program.suite))
+    apt.update(f"Look into {program.suite}")
+    offered = apt.versions(program.package)
+    good = [version for version in offered if toolchain.at_least(host.upstream(version), program.minimum)]
+    if not good:
+        raise ui.StepFailed(
+            f"{program.suite} no longer offers {program.package} {program.minimum} or newer; "
+            f"it has {', '.join(offered) or 'none'}")
+
+    version = good[0]
+    folder = env.paths.programs / f"{program.package}_{version.partition(':')[2] or version}"
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        packages = apt.download_all(program.package, version, program.suite, partial / "packages")
+        root = partial / "root"
+        root.mkdir()
+        with ui.step(f"Unpack {len(packages)} packages"):
+            for package in packages:
+                ui.output(["dpkg-deb", "--extract", package, root])
+        shutil.rmtree(partial / "packages")
+        _write_start(program, partial / MARK)
+        ui.output([partial / MARK, "--version"])
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(folder / MARK)
+
+
+def _write_start(program, path):
+    """A script, because a loader that is started by name needs to be told everything."""
+    lines = ["#!/bin/sh", 'root=$(dirname "$(readlink -f "$0")")/root']
+    lines += [f'export {name}="{value}"' for name, value in program.environment]
+    arguments = ("--library-path", "$root/usr/lib/x86_64-linux-gnu", f"$root/usr/bin/{program.command}",
+                 *program.arguments, "$@")
+    lines.append('exec "$root/usr/lib64/ld-linux-x86-64.so.2" ' + " ".join(f'"{word}"' for word in arguments))
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(0o755)
