@@ -19,7 +19,7 @@ endif
 kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
 	CLIPPY_DRIVER='$(CLIPPY_DRIVER)' BINDGEN='$(BINDGEN)'
 
-checks := check-host check-build check-kunit check-uml check-vm check-leaks
+checks := check-host check-build check-kunit check-uml check-vm check-leaks check-iommus
 
 .PHONY: modules modules_install clean kdir-ok
 modules: kdir-ok

@@ -23,6 +23,8 @@ def args_check(parser):
                         help=f"some of {', '.join(STAGES)}; without any: {', '.join(_usual())}")
     parser.add_argument("--test", action="append", default=[], metavar="NAME",
                         help="in the machines, only this test of selftests/tests.toml; repeatable")
+    parser.add_argument("--machine", action="append", default=[], metavar="NAME",
+                        help=f"of the machines, only this one of {', '.join(machine.MACHINES)}; repeatable")
     parser.add_argument("--driver", action="append", default=[], metavar="NAME",
                         help="in the machines, only this driver: c or rust; repeatable")
     parser.add_argument("--kvm", action="store_true",
@@ -33,6 +35,9 @@ def cmd_check(args):
     for name in args.stage:
         if name not in STAGES:
             raise ui.StepFailed(f"there is no stage {name}", hint=f"take some of {', '.join(STAGES)}")
+    for name in args.machine:
+        if name not in machine.MACHINES:
+            raise ui.StepFailed(f"there is no machine {name}", hint=f"take some of {', '.join(machine.MACHINES)}")
     chosen = [name for name in STAGES if name in (args.stage or _usual())]
     setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in STAGES[name].kernels))
     shutil.rmtree(env.out / "logs", ignore_errors=True)
@@ -224,6 +229,8 @@ def _leaks(stage, args):
 
 
 def _run(stage, where, which, args, leaks=False):
+    if args.machine and where not in args.machine:
+        return
     description = selftests.Description()
     kind = machine.MACHINES[where]
     name, built = kind.kernel, _kernel(kind.kernel)
@@ -237,6 +244,12 @@ def _run(stage, where, which, args, leaks=False):
                               fixture=_fixture(name))
     boot = functools.partial(kind.boot, built=built, append="kmemleak=on" if leaks else "", kvm=args.kvm)
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
+
+
+def _iommus(stage, args):
+    """What meets real devices, behind the other IOMMUs QEMU has."""
+    for where in ("vm-virtio", "vm-amd"):
+        _run(stage, where, "selftests", args)
 
 
 class Stage(NamedTuple):
@@ -254,6 +267,7 @@ STAGES = {
     "uml": Stage(_uml, ("um",)),
     "vm": Stage(_vm, ("x86_64",)),
     "leaks": Stage(_leaks, ("x86_64",)),
+    "iommus": Stage(_iommus, ("x86_64",), usual=False),
 }
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import env, ui
+from . import env, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -162,18 +162,19 @@ def at_once(kind):
 
 
 class Vm(Machine):
-    """QEMU by virtme-ng: an Intel IOMMU, three PCI devices, huge pages."""
+    """QEMU by virtme-ng: an IOMMU, Intel's here, three PCI devices, huge pages."""
 
     transcript_name = "vkr.transcript"
     memory = 6
     cpus = 2
+    iommu = ("-device", "intel-iommu,intremap=on,caching-mode=on,eim=on")
     devices = (
-        "-device", "intel-iommu,intremap=on,caching-mode=on,eim=on",
         "-device", "igb",
         # edu addresses 28 bits unless told otherwise.
         "-device", "edu,dma_mask=0xffffffffffffffff",
     )
     huge_pages = "hugepagesz=1G hugepages=3 hugepagesz=2M hugepages=512"
+    parameters = ""
     # A thread for each CPU makes QEMU 10.0 fail an assertion now and then
     # (iotlb_to_section) when a device reset moves BARs under a running CPU.
     thread = "single"
@@ -182,6 +183,10 @@ class Vm(Machine):
         super().__init__(where, built, append, kvm)
         if kvm and (reason := kvm_refuses()):
             raise ui.StepFailed(f"KVM cannot be used: {reason}", hint="leave --kvm away: the machine is emulated then")
+        self.qemu = self.find_qemu()
+
+    def find_qemu(self):
+        return qemu()
 
     def disk(self):
         """The NVMe disk's content: made once, random, never written to."""
@@ -199,7 +204,7 @@ class Vm(Machine):
         return [
             *accel,
             "-machine", "q35,kernel-irqchip=" + ("split" if self.kvm else "off"),
-            *self.devices,
+            *self.iommu, *self.devices,
             "-drive", f"if=none,id=disk,format=raw,snapshot=on,file={_comma(self.disk())}",
             "-device", "nvme,drive=disk,serial=vkr",
             "-device", "virtio-serial-pci,id=vkr",
@@ -213,11 +218,11 @@ class Vm(Machine):
         command = shlex.join(str(word) for word in self.runner_words(plan))
         return [
             env.require_venv() / "bin" / "vng",
-            "--run", self.image, "--qemu", qemu(), "--name", "vkr",
+            "--run", self.image, "--qemu", self.qemu, "--name", "vkr",
             "--force-9p", "--disable-monitor", "--disable-microvm",
             *([] if self.kvm else ["--disable-kvm"]),
             "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", f"{self.memory}G",
-            "--append", f"{self.huge_pages} {self.append}".strip(),
+            "--append", " ".join(filter(None, (self.huge_pages, self.parameters, self.append))),
             f"--qemu-opts={shlex.join(self.qemu_options(channel))}",
             "--exec", command,
         ]
@@ -232,6 +237,30 @@ class Host(Vm):
     """The same with a thread for each CPU, without which guests of its own hang."""
 
     thread = "multi"
+
+
+class VirtioVm(Vm):
+    """The same behind a virtio-iommu, which remaps no interrupts on x86."""
+
+    iommu = ("-device", "virtio-iommu-pci")
+    # tests.toml tells type1 the same.
+    parameters = "iommufd.allow_unsafe_interrupts=1"
+
+
+class AmdVm(Vm):
+    """The same behind an AMD IOMMU."""
+
+    iommu = (
+        "-device", "amd-iommu,intremap=on,xtsup=on,dma-remap=on",
+        # Linux remaps interrupts only if the IO-APIC's address on the PCI bus, of
+        # which QEMU tells the firmware, is a southbridge. QEMU has nothing there,
+        # and no device of that class that does nothing: any will do, renamed.
+        "-blockdev", f"null-co,node-name=nothing,size={1 << 20}",
+        "-device", "virtio-blk-pci,drive=nothing,addr=0x14,class=0x0601",
+    )
+
+    def find_qemu(self):
+        return unpacked.ensure(unpacked.QEMU)
 
 
 class Uml(Machine):
@@ -261,6 +290,8 @@ class Kind(NamedTuple):
 MACHINES = {
     "vm": Kind(Vm, "x86_64"),
     "host": Kind(Host, "x86_64"),
+    "vm-virtio": Kind(VirtioVm, "x86_64"),
+    "vm-amd": Kind(AmdVm, "x86_64"),
     "uml": Kind(Uml, "um"),
 }
 

@@ -129,6 +129,7 @@ def plan(description, where, tests, drivers, places, leaks=False):
         phases.append({"name": "plain", "tests": plain})
     for name in drivers:
         driver = {**description.drivers[name], "name": modules[name],
+                  "parameters": description.machines[where].get("driver_parameters", ""),
                   "rivals": [module for other, module in modules.items() if other != name]}
         if members := [entry(test, driver) for test in tests if name in test.drivers]:
             driver["path"] = places.file(driver["path"])
