@@ -255,8 +255,13 @@ impl AddressSpace {
             // SAFETY: The run keeps its frames until they are handed to the token below, or all
             // domains that have them are unmapped.
             if let Err(error) = unsafe { domain.map(iova, phys, size, mapped.access) } {
+                let mut clean = true;
                 for domain in self.domains.iter().take(done) {
-                    domain.unmap(iova, size);
+                    clean &= domain.unmap(iova, size);
+                }
+                if !clean {
+                    // Rather lose the memory than give it away while a device reaches it.
+                    let _ = run.into_frames();
                 }
                 return Err(error);
             }
@@ -284,22 +289,33 @@ impl AddressSpace {
             return total;
         }
 
+        let mut batch = Batch::new(&mapped);
         for domain in others {
-            domain.unmap(mapped.first, mapped.size);
+            if !domain.unmap(mapped.first, mapped.size) {
+                // A device may still reach any of it: none of the pins is given back.
+                batch.pins = Pins::None;
+                total.stuck = mapped.size;
+            }
             mm::cond_resched();
         }
 
-        let mut batch = Batch::new(&mapped);
         Gather::scope(first, |gather| {
             for run in Runs::new(first, &mapped) {
                 let mut done = 0;
                 while done < run.size {
-                    let size = gather.unmap(run.iova + done, run.size - done);
+                    let (iova, left) = (run.iova + done, run.size - done);
+                    let mut size = gather.unmap(iova, left);
                     if size == 0 {
-                        total.stuck += run.size - done;
+                        // Once more, with nothing else under way.
+                        gather.sync();
+                        total.pages += batch.unpin();
+                        size = gather.unmap(iova, left);
+                    }
+                    if size == 0 {
+                        total.stuck = mapped.size.min(total.stuck + left);
                         break;
                     }
-                    let size = size.min(run.size - done);
+                    let size = size.min(left);
                     batch.push(run.phys + done, size);
                     done += size;
                     if batch.is_full() {

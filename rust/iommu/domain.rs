@@ -236,10 +236,31 @@ impl Domain {
         })
     }
 
-    /// Unmaps and syncs; the number of bytes unmapped.
-    pub(crate) fn unmap(&self, iova: u64, size: u64) -> u64 {
-        // SAFETY: The domain is valid. Removing a translation takes nothing from anyone.
-        unsafe { bindings::iommu_unmap(self.as_raw(), iova as c_ulong, size as usize) as u64 }
+    /// Unmaps and syncs; whether nothing of the range is mapped any more.
+    #[must_use = "what is still mapped must stay pinned"]
+    pub(crate) fn unmap(&self, iova: u64, size: u64) -> bool {
+        let mut done = 0;
+        let mut tried = false;
+        while done < size {
+            // SAFETY: The domain is valid. Removing a translation takes nothing from anyone.
+            let unmapped = unsafe {
+                bindings::iommu_unmap(
+                    self.as_raw(),
+                    (iova + done) as c_ulong,
+                    (size - done) as usize,
+                )
+            };
+            if unmapped == 0 {
+                if tried {
+                    return false;
+                }
+                tried = true;
+            } else {
+                tried = false;
+                done += unmapped as u64;
+            }
+        }
+        true
     }
 }
 
