@@ -14,6 +14,7 @@ use std::os::fd::{
     FromRawFd,
     RawFd, //
 };
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::ptr;
 
@@ -221,6 +222,26 @@ impl Memory {
         )?;
         memory.fill(0x5a);
         Ok(memory)
+    }
+
+    /// Shared memory whose pages come in the reverse of the order in which they were allocated, so
+    /// that hardly any two of them are neighbours in both.
+    #[track_caller]
+    pub fn scattered(len: u64) -> Verdict<Self> {
+        let file = Memory::memfd(len)?;
+        for offset in (0..len).step_by(PAGE as usize) {
+            file.write_all_at(&[0x5a; PAGE as usize], offset)?;
+        }
+        let mut rest = Memory::reserve(len, 2 * MIB)?;
+        let start = rest.start;
+        while rest.len > 0 {
+            let tail = rest.split_off(PAGE);
+            let offset = tail.len;
+            rest.place(PROT_RW, libc::MAP_SHARED, file.as_raw_fd(), offset)
+                .map(std::mem::forget)?;
+            rest = tail;
+        }
+        Ok(Memory { start, len })
     }
 
     /// A private, read-only mapping of the first `len` bytes of a file.

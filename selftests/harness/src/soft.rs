@@ -607,26 +607,22 @@ impl Session {
         Session::with(env, Model::V2, &[(unit, 0)])
     }
 
-    /// A container with several devices, by unit and place there.
+    /// A container with several devices, by unit and place there, which join in that order.
     #[track_caller]
     pub fn with(env: &Env, model: Model, devices: &[(&'static str, usize)]) -> Verdict<Self> {
-        let container = Container::open()?;
-        let mut found = Vec::new();
-        for (unit, index) in devices {
-            let device = device(unit, *index)?;
-            let group = device.open_group()?;
-            group.set_container(&container)?;
-            found.push((device, group));
-        }
-        container.set_iommu(model.number())?;
-        env.check_driver(model, found.first().map(|(device, _)| device.group))?;
-
         let mut session = Session {
             engines: Vec::new(),
             groups: Vec::new(),
-            container,
+            container: Container::open()?,
         };
-        for (device, group) in found {
+        for (n, (unit, index)) in devices.iter().enumerate() {
+            let device = device(unit, *index)?;
+            let group = device.open_group()?;
+            group.set_container(&session.container)?;
+            if n == 0 {
+                session.container.set_iommu(model.number())?;
+                env.check_driver(model, Some(device.group))?;
+            }
             session.engines.push(device.open(&group)?);
             session.groups.push(group);
         }
