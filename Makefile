@@ -7,16 +7,17 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 
 RUSTFMT ?= rustfmt
 
-# Tools of the versions that built KDIR; each can be given on the command line.
+# What KDIR was built for and with; each can be given on the command line.
 kdir-goals := $(filter-out help check check-% demo setup fmt doc,$(or $(MAKECMDGOALS),modules))
 ifneq ($(kdir-goals),)
 kdir-tools := $(shell scripts/kdir-tools '$(KDIR)')
+ARCH ?= $(patsubst ARCH=%,%,$(filter ARCH=%,$(kdir-tools)))
 LLVM ?= $(patsubst LLVM=%,%,$(filter LLVM=%,$(kdir-tools)))
 RUSTC ?= $(patsubst RUSTC=%,%,$(filter RUSTC=%,$(kdir-tools)))
 CLIPPY_DRIVER ?= $(patsubst CLIPPY_DRIVER=%,%,$(filter CLIPPY_DRIVER=%,$(kdir-tools)))
 BINDGEN ?= $(patsubst BINDGEN=%,%,$(filter BINDGEN=%,$(kdir-tools)))
 endif
-kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
+kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' $(if $(ARCH),ARCH='$(ARCH)') LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
 	CLIPPY_DRIVER='$(CLIPPY_DRIVER)' BINDGEN='$(BINDGEN)'
 
 checks := check-host check-build check-kunit check-uml check-vm check-leaks check-iommus
@@ -67,5 +68,5 @@ help:
 	@echo  '  fmt              - format all Rust code'
 	@echo  ''
 	@echo  '  KDIR=$(KDIR)'
-	@echo  '  LLVM=, RUSTC=, BINDGEN= override the tools found for KDIR'
+	@echo  '  ARCH=, LLVM=, RUSTC=, BINDGEN= override what was found for KDIR'
 	@echo  '  CLIPPY=1 lints, V=1 shows the commands'
