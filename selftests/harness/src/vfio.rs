@@ -27,6 +27,7 @@ use std::path::{
 
 use nix::errno::Errno;
 use nix::request_code_none;
+use nix::sys::eventfd::EventFd;
 use vfio_bindings::bindings::vfio;
 
 use crate::check::{
@@ -90,6 +91,7 @@ commands! {
     GROUP_UNSET_CONTAINER = 5, "VFIO_GROUP_UNSET_CONTAINER";
     GROUP_GET_DEVICE_FD = 6, "VFIO_GROUP_GET_DEVICE_FD";
     DEVICE_GET_REGION_INFO = 8, "VFIO_DEVICE_GET_REGION_INFO";
+    DEVICE_SET_IRQS = 10, "VFIO_DEVICE_SET_IRQS";
     GET_INFO = 12, "VFIO_IOMMU_GET_INFO";
     MAP_DMA = 13, "VFIO_IOMMU_MAP_DMA";
     UNMAP_DMA = 14, "VFIO_IOMMU_UNMAP_DMA";
@@ -455,6 +457,38 @@ impl Device {
             flags: info.flags,
             size: info.size,
             offset: info.offset,
+        })
+    }
+
+    /// Has the first message-signalled interrupt of the device signal an eventfd.
+    pub fn signal(&self, event: &EventFd) -> Sys {
+        #[repr(C)]
+        struct Arg {
+            set: vfio::vfio_irq_set,
+            eventfd: RawFd,
+        }
+        let mut arg = Arg {
+            set: vfio::vfio_irq_set {
+                argsz: argsz::<Arg>(),
+                flags: vfio::VFIO_IRQ_SET_DATA_EVENTFD | vfio::VFIO_IRQ_SET_ACTION_TRIGGER,
+                index: vfio::VFIO_PCI_MSI_IRQ_INDEX,
+                start: 0,
+                count: 1,
+                ..Default::default()
+            },
+            eventfd: event.as_raw_fd(),
+        };
+        // SAFETY: The kernel reads the structure and one descriptor behind it.
+        let ret = unsafe {
+            libc::ioctl(
+                self.0.as_raw_fd(),
+                Command::DEVICE_SET_IRQS.code(),
+                &raw mut arg,
+            )
+        };
+        Errno::result(ret).map(drop).map_err(|errno| SysError {
+            call: format!("{}(MSI 0)", Command::DEVICE_SET_IRQS.name()),
+            errno,
         })
     }
 

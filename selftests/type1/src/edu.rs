@@ -2,6 +2,7 @@
 
 //! QEMU's teaching device, a DMA engine with a buffer of one page.
 
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::{
     Duration,
@@ -18,12 +19,20 @@ use harness::vfio::{
     Device,
     PAGE, //
 };
+use nix::poll::{
+    poll,
+    PollFd,
+    PollFlags, //
+};
+use nix::sys::eventfd::EventFd;
 use vfio_bindings::bindings::vfio;
 
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
 const IDENTITY: u64 = 0x00;
+const RAISE: u64 = 0x60;
+const ACKNOWLEDGE: u64 = 0x64;
 const DMA_SOURCE: u64 = 0x80;
 const DMA_TARGET: u64 = 0x88;
 const DMA_COUNT: u64 = 0x90;
@@ -41,7 +50,7 @@ pub(crate) const REACH: u64 = 1 << 28;
 /// An edu device with bus mastering on.
 pub(crate) struct Engine {
     registers: Memory,
-    _device: Device,
+    device: Device,
 }
 
 impl Engine {
@@ -49,10 +58,7 @@ impl Engine {
     pub(crate) fn open(device: Device) -> Verdict<Self> {
         device.enable(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)?;
         let registers = Memory::region(&device, device.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?)?;
-        let engine = Engine {
-            registers,
-            _device: device,
-        };
+        let engine = Engine { registers, device };
         let identity: u32 = engine.registers.read(IDENTITY);
         expect_eq("edu identity", identity & 0xff, 0xed)?;
         Ok(engine)
@@ -68,6 +74,23 @@ impl Engine {
     #[track_caller]
     pub(crate) fn store(&self, iova: u64, count: u64) -> Verdict {
         self.transfer(BUFFER, iova, count, TO_MEMORY)
+    }
+
+    /// Has its interrupt signal the eventfd.
+    pub(crate) fn signal(&self, event: &EventFd) -> Verdict {
+        Ok(self.device.signal(event)?)
+    }
+
+    /// Raises an interrupt and waits for it; returns how often the eventfd was signalled.
+    #[track_caller]
+    pub(crate) fn interrupt(&self, event: &EventFd) -> Verdict<u64> {
+        self.registers.write(RAISE, 1u32);
+        let mut waiting = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut waiting, 30_000u16)? == 0 {
+            return Err(Stop::fail("no interrupt of edu has come in 30 s"));
+        }
+        self.registers.write(ACKNOWLEDGE, 1u32);
+        Ok(event.read()?)
     }
 
     #[track_caller]

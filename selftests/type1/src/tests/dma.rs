@@ -2,6 +2,7 @@
 
 //! What the device really reaches, with QEMU's edu device.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{
     AtomicBool,
     Ordering, //
@@ -38,6 +39,7 @@ use harness::vfio::{
     UNMAP_VADDR, //
 };
 use nix::errno::Errno;
+use nix::sys::eventfd::EventFd;
 use vfio_bindings::bindings::vfio;
 
 use super::IOVA;
@@ -58,6 +60,8 @@ tests! {
     "dma.two_containers", "a group which moves between containers sees those of the one it is in" => two_containers;
     "dma.hot", "a group which joins and leaves reaches what stays mapped while others map and unmap" => hot;
     "dma.peer", "the device reaches a region of another device" => peer;
+    "dma.interrupt", "interrupts, which the device writes like data, arrive whatever is mapped" => interrupt;
+    "dma.interrupt_second_group", "a group which joins has its interrupts, each time" => interrupt_second_group;
 }
 
 /// Bytes which differ from page to page and from call to call.
@@ -405,4 +409,52 @@ fn peer(env: &Env) -> Verdict {
         bar.read::<u32>(IGB_MTA),
         !0x0bad_cafe,
     )
+}
+
+#[track_caller]
+fn expect_interrupt(engine: &Engine, event: &EventFd, when: &str) -> Verdict {
+    expect_eq(
+        format_args!("interrupts that came {when}"),
+        engine.interrupt(event)?,
+        1,
+    )
+}
+
+fn interrupt(env: &Env) -> Verdict {
+    let event = EventFd::new()?;
+    let memory = Memory::anon(PAGE)?;
+    for model in Model::BOTH {
+        let (session, engine) = engine(env, model)?;
+        engine.signal(&event)?;
+        expect_interrupt(&engine, &event, "with nothing mapped")?;
+
+        // Up to all borders: the kernel's place must be behind one of them.
+        for (first, last) in session.info()?.iova {
+            for iova in BTreeSet::from([first, last - (PAGE - 1)]) {
+                session.container.map(iova, memory.vaddr(), PAGE, RW)?;
+            }
+        }
+        expect_interrupt(&engine, &event, "with memory mapped")?;
+        engine.signal(&event)?;
+        expect_interrupt(&engine, &event, "after setting it up again")?;
+        session.container.unmap_all()?;
+        expect_interrupt(&engine, &event, "with all unmapped")?;
+    }
+    Ok(())
+}
+
+fn interrupt_second_group(env: &Env) -> Verdict {
+    let (session, group) = apart(env)?;
+    let event = EventFd::new()?;
+    let memory = Memory::anon(PAGE)?;
+    session.container.map(IOVA, memory.vaddr(), PAGE, RW)?;
+    for _ in 0..3 {
+        group.set_container(&session.container)?;
+        let engine = Engine::open(group.device(&env.edu()?.bdf)?)?;
+        engine.signal(&event)?;
+        expect_interrupt(&engine, &event, "in a container that has a group")?;
+        drop(engine);
+        group.unset_container()?;
+    }
+    Ok(())
 }

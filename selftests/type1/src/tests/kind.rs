@@ -68,7 +68,7 @@ fn expect_charged(env: &Env, memory: &Memory, offset: u64, size: u64, flags: u32
         let session = env.open(model)?;
         let before = locked()?;
         // Same distance from a large page as the memory, so that the IOMMU may use one.
-        let large = if size >= GIB { GIB } else { 2 * MIB };
+        let large = if memory.len() >= GIB { GIB } else { 2 * MIB };
         let iova = IOVA.next_multiple_of(large) + memory.vaddr() % large + offset;
 
         session
