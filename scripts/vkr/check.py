@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from . import env, kernel, ktap, machine, report, selftests, setup, ui
+from . import dpdk, env, kernel, ktap, machine, report, selftests, setup, ui
 from .ktap import FAIL, PASS
 
 WORKSPACES = (env.repo, env.repo / "selftests")
@@ -219,6 +219,11 @@ def _vm(stage, args):
     _run(stage, "vm", "selftests", args)
 
 
+def _dpdk(stage, args):
+    """DPDK as the distribution ships it."""
+    _run(stage, "vm-wire", "dpdk", args)
+
+
 def _leaks(stage, args):
     """The Rust driver once more, under kmemleak, which slows all else down.
 
@@ -241,7 +246,8 @@ def _run(stage, where, which, args, leaks=False):
         drivers = ["rust"]
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
                               upstream=_upstream() if issubclass(kind.boot, machine.Vm) else "", bin=_programs(),
-                              fixture=_fixture(name))
+                              fixture=_fixture(name),
+                              dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "")
     boot = functools.partial(kind.boot, built=built, append="kmemleak=on" if leaks else "", kvm=args.kvm)
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
@@ -268,6 +274,7 @@ STAGES = {
     "vm": Stage(_vm, ("x86_64",)),
     "leaks": Stage(_leaks, ("x86_64",)),
     "iommus": Stage(_iommus, ("x86_64",), usual=False),
+    "dpdk": Stage(_dpdk, ("x86_64",), usual=False),
 }
 
 

@@ -254,6 +254,44 @@ class Apt:
                log=env.paths.logs / "apt.log", env=_C)
         return sorted(folder.glob("*.deb"))
 
+    def newest(self, prefix):
+        """The package called ``prefix`` and a version, such as libfoo-bar23."""
+        names = _quiet(["apt-cache", *self.options, "pkgnames", prefix]).split()
+        versions = {int(found[1]): name for name in names
+                    if (found := re.fullmatch(rf"{re.escape(prefix)}-?(\d+)(?:t64)?", name))}
+        if not versions:
+            raise ui.StepFailed(f"the archive has no package {prefix}")
+        return versions[max(versions)]
+
+    def libraries(self, *packages):
+        """These packages and the libraries they need that the host does not have."""
+        installed = {line.split()[0] for line in _quiet(
+            ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"]).splitlines()
+            if line.endswith(" installed")}
+        wanted, todo = [], list(packages)
+        while todo:
+            wanted += todo
+            shown = _quiet(["apt-cache", *self.options, "depends", "--important", *todo])
+            needed = re.findall(r"^\s+\|?(?:Pre)?Depends: (lib\S+)", shown, re.MULTILINE)
+            todo = [name for name in dict.fromkeys(needed)
+                    if not name.endswith("-dev") and name not in installed and name not in wanted]
+        return wanted
+
+    def unpack(self, packages, folder):
+        """Makes ``folder`` the files of some packages, as if installed there."""
+        fresh = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        archives = fresh / "archives"
+        archives.mkdir(parents=True)
+        log = env.paths.logs / "apt.log"
+        ui.run(["apt-get", *self.options, "download", "-q", *packages],
+               title=f"Download {len(packages)} packages", log=log, cwd=archives, env=_C)
+        for archive in archives.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", archive, fresh / "root"], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        (fresh / "root").replace(folder)
+        shutil.rmtree(fresh)
+
 
 def debian_mirror():
     """The URI of the Debian archive the host is set up for, or None."""

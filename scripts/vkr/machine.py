@@ -239,6 +239,15 @@ class Host(Vm):
     thread = "multi"
 
 
+class WiredVm(Vm):
+    """The same with a wire from one network card to another."""
+
+    devices = (
+        "-netdev", "hubport,id=near,hubid=1", "-netdev", "hubport,id=far,hubid=1",
+        "-device", "igb,netdev=near", "-device", "e1000e,netdev=far",
+    )
+
+
 class VirtioVm(Vm):
     """The same behind a virtio-iommu, which remaps no interrupts on x86."""
 
@@ -290,6 +299,7 @@ class Kind(NamedTuple):
 MACHINES = {
     "vm": Kind(Vm, "x86_64"),
     "host": Kind(Host, "x86_64"),
+    "vm-wire": Kind(WiredVm, "x86_64"),
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
     "uml": Kind(Uml, "um"),
