@@ -48,6 +48,10 @@ check:
 $(checks): check-%:
 	@scripts/dev check $*
 
+.PHONY: check-foreign
+check-foreign:
+	@scripts/dev foreign $(if $(CHECKOUT),--checkout '$(CHECKOUT)')
+
 .PHONY: fmt help
 fmt:
 	@git ls-files -z '*.rs' | xargs -0 $(RUSTFMT) --edition 2021
@@ -62,6 +66,7 @@ help:
 	@echo  '  demo             - QEMU passes a disk to a guest through vfio_type1_rs'
 	@echo  '  check            - all tests, or one stage of them:'
 	@echo  '                     $(checks)'
+	@echo  '  check-foreign    - VFIO programs of others; CHECKOUT=DIR if there is no network'
 	@echo  '  setup            - only fetch and build what these two need'
 	@echo  ''
 	@echo  'Source:'
