@@ -790,12 +790,12 @@ static void vrs_get_resv_regions(struct device *dev, struct list_head *head)
 			continue;
 		if (vrs_reserved[i].type != IOMMU_RESV_RESERVED)
 			prot = IOMMU_READ | IOMMU_WRITE;
+		/* There is no way to say that the list is not complete. */
 		region = iommu_alloc_resv_region(vrs_reserved[i].start,
 						 vrs_reserved[i].length, prot,
 						 vrs_reserved[i].type,
-						 GFP_KERNEL);
-		if (region)
-			list_add_tail(&region->list, head);
+						 GFP_KERNEL | __GFP_NOFAIL);
+		list_add_tail(&region->list, head);
 	}
 }
 
