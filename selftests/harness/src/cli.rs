@@ -45,6 +45,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether the tests are only to be listed.
+    pub fn lists(&self) -> bool {
+        self.list
+    }
+
     /// Lists those of `tests` that are chosen, and the names and meanings `behind` them; or runs
     /// them in `env`.
     ///

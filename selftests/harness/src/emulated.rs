@@ -3,7 +3,11 @@
 //! The devices of vrs_emulated.ko, and containers with them.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{
+    AsRawFd,
+    OwnedFd,
+    RawFd, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -49,21 +53,32 @@ pub const PIN_MAX: u32 = 512;
 
 /// `struct vrs_emulated_pin`
 #[repr(C)]
-struct Pin {
-    iova: u64,
-    npages: u32,
-    prot: u32,
-    stale: u32,
-    reserved: u32,
+#[derive(Debug, Default, Clone, Copy)]
+pub struct RawPin {
+    /// First byte.
+    pub iova: u64,
+    /// Number of pages.
+    pub npages: u32,
+    /// `PIN_*`
+    pub prot: u32,
+    /// Page pointers left after an error.
+    pub stale: u32,
+    /// Nothing.
+    pub reserved: u32,
 }
 
 /// `struct vrs_emulated_rw`
 #[repr(C)]
-struct Rw {
-    iova: u64,
-    data: u64,
-    len: u32,
-    flags: u32,
+#[derive(Debug, Default, Clone, Copy)]
+pub struct RawRw {
+    /// First byte.
+    pub iova: u64,
+    /// Address of the data.
+    pub data: u64,
+    /// Bytes.
+    pub len: u32,
+    /// `RW_*`
+    pub flags: u32,
 }
 
 /// `struct vrs_emulated_fill`
@@ -89,15 +104,28 @@ pub struct Counters {
 }
 
 const MAGIC: u8 = 0xee;
-const PIN: libc::Ioctl = request_code_readwrite!(MAGIC, 0, size_of::<Pin>()) as libc::Ioctl;
-const UNPIN: libc::Ioctl = request_code_write!(MAGIC, 1, size_of::<Pin>()) as libc::Ioctl;
-const RW: libc::Ioctl = request_code_write!(MAGIC, 2, size_of::<Rw>()) as libc::Ioctl;
 const FILL: libc::Ioctl = request_code_write!(MAGIC, 3, size_of::<Fill>()) as libc::Ioctl;
 const COUNTERS: libc::Ioctl = request_code_read!(MAGIC, 4, size_of::<Counters>()) as libc::Ioctl;
 const STUBBORN: libc::Ioctl = request_code_none!(MAGIC, 5) as libc::Ioctl;
 
-const RW_WRITE: u32 = 1 << 0;
-const RW_KTHREAD: u32 = 1 << 1;
+/// To user memory, not from it.
+pub const RW_WRITE: u32 = 1 << 0;
+/// By a kernel thread.
+pub const RW_KTHREAD: u32 = 1 << 1;
+
+/// Request numbers, for callers with arguments of their own.
+pub mod code {
+    use super::*;
+
+    /// Takes a [`RawPin`].
+    pub const PIN: libc::Ioctl =
+        request_code_readwrite!(MAGIC, 0, size_of::<RawPin>()) as libc::Ioctl;
+    /// Takes a [`RawPin`].
+    pub const UNPIN: libc::Ioctl =
+        request_code_write!(MAGIC, 1, size_of::<RawPin>()) as libc::Ioctl;
+    /// Takes a [`RawRw`].
+    pub const RW: libc::Ioctl = request_code_write!(MAGIC, 2, size_of::<RawRw>()) as libc::Ioctl;
+}
 
 /// Who copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +160,8 @@ pub enum Which {
 }
 
 impl Which {
-    fn name(self) -> String {
+    /// What VFIO_GROUP_GET_DEVICE_FD takes.
+    pub fn name(self) -> String {
         let suffix = match self {
             Which::First => "0",
             Which::Second => "1",
@@ -143,7 +172,7 @@ impl Which {
 
     /// The number of its group.
     #[track_caller]
-    fn group(self) -> Verdict<u32> {
+    pub fn group(self) -> Verdict<u32> {
         let class = Path::new("/sys/class/vfio-dev");
         let entries = fs::read_dir(class).map_err(|e| missing_or_fail(class, e))?;
         for entry in entries {
@@ -182,6 +211,11 @@ impl Emulated {
         group.device(&which.name()).map(Emulated)
     }
 
+    /// The descriptor, which stays owned here.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.0.file().as_raw_fd()
+    }
+
     /// Issues an ioctl whose argument is a structure.
     fn call<T>(&self, code: libc::Ioctl, arg: &mut T, call: String) -> Sys<i32> {
         // SAFETY: The module reads and writes `T`, and what `T` points to is the caller's.
@@ -192,7 +226,7 @@ impl Emulated {
     /// Pins all pages or none; fails the test if pointers to pages are left of a failure.
     #[track_caller]
     pub fn pin(&self, iova: u64, npages: u32, prot: u32) -> Verdict<Sys> {
-        let mut arg = Pin {
+        let mut arg = RawPin {
             iova,
             npages,
             prot,
@@ -200,7 +234,7 @@ impl Emulated {
             reserved: 0,
         };
         let call = format!("pin(iova {iova:#x}, {npages} pages, prot {prot})");
-        let result = self.call(PIN, &mut arg, call);
+        let result = self.call(code::PIN, &mut arg, call);
         if let Ok(pinned) = result {
             expect_eq("pages pinned", pinned, npages as i32)?;
         }
@@ -216,7 +250,7 @@ impl Emulated {
 
     /// Unpins pages, all of which are pinned.
     pub fn unpin(&self, iova: u64, npages: u32) -> Sys {
-        let mut arg = Pin {
+        let mut arg = RawPin {
             iova,
             npages,
             prot: 0,
@@ -224,33 +258,33 @@ impl Emulated {
             reserved: 0,
         };
         let call = format!("unpin(iova {iova:#x}, {npages} pages)");
-        self.call(UNPIN, &mut arg, call).map(drop)
+        self.call(code::UNPIN, &mut arg, call).map(drop)
     }
 
     /// Reads user memory as the device's driver would.
     pub fn read(&self, iova: u64, len: u32, via: Via) -> Sys<Vec<u8>> {
         let mut data = vec![0; len as usize];
-        let mut arg = Rw {
+        let mut arg = RawRw {
             iova,
             data: data.as_mut_ptr().expose_provenance() as u64,
             len,
             flags: via.flags(),
         };
         let call = format!("read(iova {iova:#x}, {len} bytes, {via:?})");
-        self.call(RW, &mut arg, call)?;
+        self.call(code::RW, &mut arg, call)?;
         Ok(data)
     }
 
     /// Writes user memory as the device's driver would.
     pub fn write(&self, iova: u64, data: &[u8], via: Via) -> Sys {
-        let mut arg = Rw {
+        let mut arg = RawRw {
             iova,
             data: data.as_ptr().expose_provenance() as u64,
             len: data.len() as u32,
             flags: via.flags() | RW_WRITE,
         };
         let call = format!("write(iova {iova:#x}, {} bytes, {via:?})", data.len());
-        self.call(RW, &mut arg, call).map(drop)
+        self.call(code::RW, &mut arg, call).map(drop)
     }
 
     /// Fills a pinned page through its struct page.
@@ -279,6 +313,12 @@ impl Emulated {
             call: format!("stubborn({yes})"),
             errno,
         })
+    }
+}
+
+impl From<Emulated> for OwnedFd {
+    fn from(device: Emulated) -> Self {
+        device.0.into()
     }
 }
 

@@ -81,6 +81,11 @@ impl Raw {
         raw
     }
 
+    /// A buffer that GET_INFO has filled.
+    pub fn from_words(words: &[u64]) -> Self {
+        Raw(words.to_vec())
+    }
+
     /// The buffer, as GET_INFO takes it.
     pub fn words(&mut self) -> &mut [u64] {
         &mut self.0

@@ -309,6 +309,22 @@ impl Memory {
             .map(drop)
     }
 
+    /// Gives the pages of a part back to the kernel: what is read there next are zeroes, and
+    /// nothing is there to be read before.
+    #[track_caller]
+    pub fn forget(&self, offset: u64, len: u64) -> Verdict {
+        let start = self.at(offset, len);
+        // Removes the pages of a file, and is refused where there is none.
+        for advice in [libc::MADV_REMOVE, libc::MADV_DONTNEED] {
+            // SAFETY: The range is within this mapping, whose contents no reference points to.
+            let done = unsafe { libc::madvise(start.cast(), len as usize, advice) };
+            if done == 0 {
+                return Ok(());
+            }
+        }
+        Err(Errno::last().into())
+    }
+
     /// Checks a range and returns its address.
     fn at(&self, offset: u64, len: u64) -> *mut u8 {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len));

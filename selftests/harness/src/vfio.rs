@@ -102,7 +102,7 @@ commands! {
 
 impl Command {
     /// The request number.
-    fn code(self) -> libc::Ioctl {
+    pub fn code(self) -> libc::Ioctl {
         let base = vfio::VFIO_BASE as u8;
         request_code_none!(vfio::VFIO_TYPE, base + self.0) as libc::Ioctl
     }
@@ -377,6 +377,12 @@ impl Container {
     }
 }
 
+impl From<Container> for OwnedFd {
+    fn from(container: Container) -> Self {
+        container.0
+    }
+}
+
 /// `/dev/vfio/N`.
 #[derive(Debug)]
 pub struct Group(OwnedFd);
@@ -386,6 +392,11 @@ impl Group {
     #[track_caller]
     pub fn open(number: u32) -> Verdict<Self> {
         open_node(&PathBuf::from(format!("/dev/vfio/{number}"))).map(Group)
+    }
+
+    /// The descriptor, which stays owned here.
+    pub fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     /// Puts the group into a container.
@@ -413,9 +424,21 @@ impl Group {
     }
 }
 
+impl From<Group> for OwnedFd {
+    fn from(group: Group) -> Self {
+        group.0
+    }
+}
+
 /// An open device.
 #[derive(Debug)]
 pub struct Device(File);
+
+impl From<Device> for OwnedFd {
+    fn from(device: Device) -> Self {
+        device.0.into()
+    }
+}
 
 /// Where a region lies in a device file.
 #[derive(Debug, Clone, Copy)]
