@@ -112,7 +112,8 @@ def plan(description, where, tests, drivers, places, leaks=False):
     def entry(test, driver=None):
         fill = places.fill
         if driver:
-            fill = lambda text: places.fill(text).replace("{module}", driver["name"]).replace("{driver}", name)
+            fill = lambda text: places.fill(
+                text.replace("{module_file}", driver["path"]).replace("{module}", driver["name"]).replace("{driver}", name))
         needs = [{**description.needs[need], "name": need,
                   "modules": places.modules(description.needs[need].get("modules", []))}
                  for need in test.needs]
