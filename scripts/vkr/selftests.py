@@ -16,6 +16,7 @@ from .ktap import FAIL, PASS, SKIP, Case
 
 DESCRIPTION = env.repo / "selftests" / "tests.toml"
 UPSTREAM = ("tools", "testing", "selftests")
+PATIENCE = env.repo / "selftests" / "patience.h"
 
 #: What kselftest programs exit with when they have nothing to test.
 KSFT_SKIP = 4
@@ -97,9 +98,15 @@ class Places:
 
 def build_upstream(source, kernel, toolchain):
     """The kernel's own VFIO selftests, static, outside its source."""
-    output = kernel / "selftests"
+    output = kernel / "upstream-selftests"
+    # A copy: the build remembers what it was made of, and outlives a checkout.
+    patience, wanted = output / PATIENCE.name, PATIENCE.read_bytes()
+    if not patience.exists() or patience.read_bytes() != wanted:
+        output.mkdir(exist_ok=True)
+        patience.write_bytes(wanted)
     ui.run(["make", "-C", source.joinpath(*UPSTREAM), "TARGETS=vfio", f"O={output}",
             f"KHDR_INCLUDES=-isystem {kernel / 'usr' / 'include'}",
+            f"EXTRA_CFLAGS=-include {patience}",
             "LDFLAGS=-static -pthread", f"-j{env.nproc()}"],
            title="Build the kernel's VFIO selftests", log=env.out / "logs" / "upstream-selftests.log",
            hint="they need a C compiler and libuuid's headers: scripts/dev host")
