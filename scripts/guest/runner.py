@@ -15,6 +15,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -193,6 +194,15 @@ class Leaks:
         return read(self.control).strip()
 
 
+def lockdep_watches():
+    """Whether lockdep is still on; it switches itself off after its first report. None without it."""
+    try:
+        stats = read("/proc/lockdep_stats")
+    except FileNotFoundError:
+        return None
+    return re.search(r"debug_locks:\s*(\d)", stats)[1] == "1"
+
+
 class Runner:
     def __init__(self, plan):
         self.plan = plan
@@ -241,6 +251,8 @@ class Runner:
             if leaks.on:
                 found = leaks.found()
                 checks.append(("leaks nothing kmemleak can see", not found, found))
+        if (watches := lockdep_watches()) is not None:
+            checks.append(("lockdep watched to the end", watches, ""))
         self.say("begin", phase=name, test="module")
         self.output(name, "module", f"KTAP version 1\n1..{len(checks)}\n")
         for number, (what, good, detail) in enumerate(checks, 1):

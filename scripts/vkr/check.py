@@ -12,6 +12,9 @@ from typing import NamedTuple
 from . import dpdk, env, kernel, ktap, machine, report, selftests, setup, ui
 from .ktap import FAIL, PASS
 
+#: The machines of the stage that is about the kernels' own checks.
+DEBUG = ("uml-debug", "vm-debug", "vm-rt")
+
 WORKSPACES = (env.repo, env.repo / "selftests")
 
 #: Not part of what Kbuild compiles.
@@ -39,7 +42,7 @@ def cmd_check(args):
         if name not in machine.MACHINES:
             raise ui.StepFailed(f"there is no machine {name}", hint=f"take some of {', '.join(machine.MACHINES)}")
     chosen = [name for name in STAGES if name in (args.stage or _usual())]
-    setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in STAGES[name].kernels))
+    setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in _kernels(name, args)))
     shutil.rmtree(env.out / "logs", ignore_errors=True)
     found = report.Report()
     for name in chosen:
@@ -192,8 +195,8 @@ def _tracked(*patterns):
 
 
 @functools.cache
-def _upstream():
-    built = _kernel("x86_64")
+def _upstream(name="x86_64"):
+    built = _kernel(name)
     return selftests.build_upstream(built.source_dir, built.build_dir, env.toolchain())
 
 
@@ -208,54 +211,79 @@ def _programs():
 
 def _kunit(stage, args):
     for where in ("uml", "vm"):
-        _run(stage, where, "kunit", args)
+        _run(stage, where, ("kunit",), args)
 
 
 def _uml(stage, args):
-    _run(stage, "uml", "selftests", args)
+    _run(stage, "uml", ("selftests",), args)
 
 
 def _vm(stage, args):
-    _run(stage, "vm", "selftests", args)
+    _run(stage, "vm", ("selftests",), args)
 
 
 def _dpdk(stage, args):
     """DPDK as the distribution ships it."""
-    _run(stage, "vm-wire", "dpdk", args)
+    _run(stage, "vm-wire", ("dpdk",), args)
 
 
 def _leaks(stage, args):
     """The Rust driver once more, under kmemleak, which slows all else down.
 
-    Not on User-Mode Linux, where it takes what modules keep in their data for
-    lost: character devices of vfio.ko, for instance.
+    Not on User-Mode Linux: much of its data is outside of .bss, where kmemleak
+    does not look, so what only that points to counts as lost.
     """
-    _run(stage, "vm", "selftests", args, leaks=True)
+    _run(stage, "vm", ("selftests",), args, ["rust"], leaks=True)
 
 
-def _run(stage, where, which, args, leaks=False):
+def _debug(stage, args):
+    """What the stages kunit, uml and vm run, on kernels that watch themselves and panic.
+
+    The C driver only if asked for, to tell whose fault a report is: lockdep
+    knows its deadlocks, and is silent for good once it has reported one.
+    """
+    for where in _chosen(DEBUG, args):
+        kind = machine.MACHINES[where]
+        if "kasan" in kernel.RECIPES[kind.kernel].fragments:
+            with stage.attempt("modules", f"{kind.kernel}: every crate is instrumented"):
+                _check_instrumented(_modules(kind.kernel))
+        _run(stage, where, ("kunit", "selftests"), args, args.driver or ["rust"])
+
+
+def _check_instrumented(folder):
+    """That the recipe of scripts/Makefile.crates passes on what Kbuild compiles modules with."""
+    commands = {path: path.read_text() for path in folder.rglob(".*.o.cmd")}
+    crates = {path: text for path, text in commands.items() if "--crate-name" in text}
+    plain = [path for path, text in crates.items() if "-Zsanitizer=kernel-address" not in text]
+    plain += [path for path in folder.glob("*.ko") if b"__asan_" not in path.read_bytes()]
+    if plain or not crates:
+        raise ui.StepFailed("no KASAN in " + (", ".join(map(str, plain)) or "any crate"))
+
+
+def _run(stage, where, stages, args, drivers=None, leaks=False):
     if args.machine and where not in args.machine:
         return
     description = selftests.Description()
     kind = machine.MACHINES[where]
     name, built = kind.kernel, _kernel(kind.kernel)
-    tests = description.select(where, which, args.test)
-    drivers = args.driver or list(description.drivers)
+    tests = description.select(kind.tests or where, stages, args.test)
+    drivers = drivers or args.driver or list(description.drivers)
     if leaks:
         tests = [test for test in tests if test.leaks]
-        drivers = ["rust"]
+    leaks = leaks or kind.leaks
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
-                              upstream=_upstream() if issubclass(kind.boot, machine.Vm) else "", bin=_programs(),
+                              upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "", bin=_programs(),
                               fixture=_fixture(name),
                               dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "")
-    boot = functools.partial(kind.boot, built=built, append="kmemleak=on" if leaks else "", kvm=args.kvm)
+    append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
+    boot = functools.partial(kind.boot, built=built, append=append, kvm=args.kvm)
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
 
 def _iommus(stage, args):
     """What meets real devices, behind the other IOMMUs QEMU has."""
     for where in ("vm-virtio", "vm-amd"):
-        _run(stage, where, "selftests", args)
+        _run(stage, where, ("selftests",), args)
 
 
 class Stage(NamedTuple):
@@ -275,7 +303,19 @@ STAGES = {
     "leaks": Stage(_leaks, ("x86_64",)),
     "iommus": Stage(_iommus, ("x86_64",), usual=False),
     "dpdk": Stage(_dpdk, ("x86_64",), usual=False),
+    "debug": Stage(_debug, tuple(machine.MACHINES[where].kernel for where in DEBUG), usual=False),
 }
+
+
+def _kernels(name, args):
+    if name == "debug":
+        # Built only if asked for: they take long.
+        return [machine.MACHINES[where].kernel for where in _chosen(DEBUG, args)]
+    return STAGES[name].kernels
+
+
+def _chosen(machines, args):
+    return [where for where in machines if not args.machine or where in args.machine]
 
 
 def _cargo_env():

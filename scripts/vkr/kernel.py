@@ -37,6 +37,16 @@ RECIPES = {
     # anywhere; the comparison of the two drivers wants it here as well.
     "um": Recipe("um", ("common", "um"), ("linux", "modules"),
                  "linux", 1179, ("CONFIG_VFIO_IOMMU_TYPE1=m",)),
+    # Kernels that watch themselves, see the stage "debug". Under UML's large
+    # code model clang puts data into sections that UML's linker script leaves
+    # outside of .bss, where lockdep takes no key of a lock for static.
+    "um-debug": Recipe("um", ("common", "um", "debug", "kasan"), ("linux", "modules"), "linux", 1233,
+                       ("CONFIG_VFIO_IOMMU_TYPE1=m", "KCFLAGS=-mlarge-data-threshold=2147483647"),
+                       usual=False),
+    "x86_64-debug": Recipe("x86_64", ("common", "x86_64", "debug", "kasan"), ("bzImage", "modules"),
+                           "arch/x86/boot/bzImage", 2260, usual=False),
+    "x86_64-rt": Recipe("x86_64", ("common", "x86_64", "debug", "rt"), ("bzImage", "modules"),
+                        "arch/x86/boot/bzImage", 2230, usual=False),
 }
 USUAL = tuple(name for name, recipe in RECIPES.items() if recipe.usual)
 

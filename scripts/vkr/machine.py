@@ -41,7 +41,8 @@ OFF_LIMIT = 90
 COMPLAINT = re.compile(
     r"BUG:|WARNING:|Oops|Kernel panic|general protection fault|unable to handle"
     r"|KASAN:|UBSAN:|KFENCE:|possible (?:recursive|circular) locking|suspicious RCU usage"
-    r"|refcount_t:|sleeping function called from invalid|blocked for more than|invalid opcode")
+    r"|refcount_t:|sleeping function called from invalid|blocked for more than|invalid opcode"
+    r"|panicked at|BUG \S+ \(|pagealloc:|locking correctness validator|Detected page leak")
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Outcome:
     end: dict = None
 
     def complaints(self):
-        return [line for line in self.kernel.splitlines() if COMPLAINT.search(line)]
+        return complaints(self.kernel)
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Run:
     trouble: list = field(default_factory=list)
     console: Path = None
     tail: deque = field(default_factory=lambda: deque(maxlen=8))
+    # Of the console, since the last test began: all there is to read after a panic.
+    complaints: deque = field(default_factory=lambda: deque(maxlen=12))
     seconds: float = 0.0
     ended: bool = False
 
@@ -77,6 +80,8 @@ class Machine:
 
     #: Of the host, at most, in GiB.
     memory = 0
+    #: All time limits are this many times as long.
+    patience = 1
 
     def __init__(self, where, built, append="", kvm=False):
         self.where = where
@@ -100,8 +105,11 @@ class Machine:
         transcript = self.where / "transcript.jsonl"
         transcript.write_bytes(b"")
         plan_file = self.where / "plan.json"
-        plan = {**plan, "transcript": self.transcript_name, "leaks": plan.get("leaks", False)}
-        plan_file.write_text(json.dumps(plan, indent="\t"))
+        phases = [{**phase, "tests": [{**test, "limit": test["limit"] * self.patience}
+                                      for test in phase["tests"]]} for phase in plan["phases"]]
+        plan_file.write_text(json.dumps(
+            {**plan, "phases": phases, "transcript": self.transcript_name,
+             "leaks": plan.get("leaks", False)}, indent="\t"))
 
         run = Run(console=self.where / "console.log")
         began = time.monotonic()
@@ -111,7 +119,7 @@ class Machine:
                 env=self.environment(), cwd="/", start_new_session=True, pass_fds=[channel.fileno()],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             try:
-                _Follower(run, plan, child, console, transcript, on_event, stop).follow()
+                _Follower(run, plan, child, console, transcript, on_event, stop, self.patience).follow()
             finally:
                 _end(child)
         run.seconds = time.monotonic() - began
@@ -288,12 +296,33 @@ class Uml(Machine):
         ]
 
 
+class DebugVm(Vm):
+    """The same for a kernel that watches itself, which takes memory, and time most of all."""
+
+    memory = 8
+    patience = 8
+
+
+class DebugUml(Uml):
+    memory = 3
+    patience = 4
+
+
 class Kind(NamedTuple):
     """How a machine boots, and the kernel (of kernel.RECIPES) it boots."""
 
     boot: type
     kernel: str
+    # Parameters of that kernel.
+    append: str = ""
+    # The machine whose tests it runs, if it has none of its own.
+    tests: str = ""
+    # Whether kmemleak runs, too.
+    leaks: bool = False
 
+
+#: What a kernel must be told to watch, beyond what it is configured to.
+WATCHFUL = "panic_on_warn=1 page_poison=1 iommu.debug_pagealloc=1"
 
 #: By the name tests.toml and the results know them.
 MACHINES = {
@@ -303,6 +332,9 @@ MACHINES = {
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
     "uml": Kind(Uml, "um"),
+    "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
+    "vm-debug": Kind(DebugVm, "x86_64-debug", WATCHFUL, "vm", leaks=True),
+    "vm-rt": Kind(DebugVm, "x86_64-rt", WATCHFUL, "vm"),
 }
 
 
@@ -330,13 +362,14 @@ def kvm_refuses():
 class _Follower:
     """Reads console and transcript until the machine is gone, or should be."""
 
-    def __init__(self, run, plan, child, console, transcript, on_event, stop):
+    def __init__(self, run, plan, child, console, transcript, on_event, stop, patience):
         self.stop = stop
         self.run = run
         self.child = child
         self.console = console
         self.transcript = transcript.open("rb")
         self.on_event = on_event
+        self.patience = patience
         self.limits = {(phase["name"], test["name"]): test["limit"]
                        for phase in plan["phases"] for test in phase["tests"]}
         self.current = None
@@ -345,7 +378,7 @@ class _Follower:
         self.wait("the first sign of life of the runner", BOOT_LIMIT)
 
     def wait(self, what, seconds):
-        self.due, self.deadline = what, time.monotonic() + seconds
+        self.due, self.deadline = what, time.monotonic() + seconds * self.patience
 
     def follow(self):
         pipe = self.child.stdout
@@ -375,7 +408,9 @@ class _Follower:
         self.console.write(chunk)
         self.console.flush()
         *lines, self.partial = (self.partial + chunk).split(b"\n")
-        self.run.tail.extend(line.decode(errors="replace").rstrip() for line in lines)
+        lines = [line.decode(errors="replace").rstrip() for line in lines]
+        self.run.tail.extend(lines)
+        self.run.complaints.extend(complaints("\n".join(lines)))
 
     def read_transcript(self):
         *lines, self.rest = (self.rest + self.transcript.read()).split(b"\n")
@@ -390,6 +425,7 @@ class _Follower:
             self.wait("the first test", PAUSE_LIMIT)
         elif kind == "begin":
             self.current = Outcome(event["phase"], event["test"])
+            self.run.complaints.clear()
             self.run.outcomes[event["phase"], event["test"]] = self.current
             limit = self.limits.get((event["phase"], event["test"]), 0)
             self.wait(f"the end of test {event['test']}", limit + GRACE)
@@ -410,6 +446,10 @@ class _Follower:
             self.run.ended = True
             self.wait("power-off", OFF_LIMIT)
         self.on_event(event)
+
+
+def complaints(log):
+    return [line for line in log.splitlines() if COMPLAINT.search(line)]
 
 
 def _end(child):

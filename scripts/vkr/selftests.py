@@ -65,9 +65,9 @@ class Description:
             if names.count(test.name) > 1:
                 raise ui.StepFailed(f"{path.name}: two tests are called {test.name}")
 
-    def select(self, where, stage=None, only=()):
+    def select(self, where, stages, only=()):
         chosen = [test for test in self.tests
-                  if where in test.machines and (stage is None or test.stage == stage)
+                  if where in test.machines and test.stage in stages
                   and (not only or test.name in only)]
         if only and not chosen:
             known = ", ".join(test.name for test in self.tests if where in test.machines)
@@ -160,7 +160,7 @@ def judge(outcome, run):
     if end is None:
         leaves.append(Case("end", FAIL, "the machine stopped in this test: "
                            + "; ".join(run.trouble or ["no reason given"])
-                           + "\n" + "\n".join(run.tail)))
+                           + "\n" + "\n".join([*run.complaints, f"console: {run.console}", *run.tail])))
     elif "skip" in end:
         leaves.append(Case("needs", SKIP, end["skip"]))
     elif "trouble" in end:
@@ -243,7 +243,7 @@ def _collect_machine(stage, suite, run):
 def run_stage(stage, where, boot, tests, drivers, places, description, leaks=False):
     """Runs ``tests`` on ``where``, each phase in a boot of its own, and adds what came out to ``stage``."""
     folder = report.results / where / stage.name if stage.name != where else report.results / where
-    planned = plan(description, where, tests, drivers, places, leaks)
+    planned = plan(description, machine.MACHINES[where].tests or where, tests, drivers, places, leaks)
     jobs = [(boot(folder / phase["name"]), {**planned, "phases": [phase]}) for phase in planned["phases"]]
 
     def announce(member, event):
