@@ -224,19 +224,22 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Shared memory whose pages come in the reverse of the order in which they were allocated, so
-    /// that hardly any two of them are neighbours in both.
+    /// Shared memory of which no two neighbours were allocated one after the other, in either
+    /// direction: hardly any frames are consecutive.
     #[track_caller]
     pub fn scattered(len: u64) -> Verdict<Self> {
+        const STRIDE: u64 = 7;
+        let pages = len / PAGE;
+        assert!(pages % STRIDE != 0, "each page has to come once");
         let file = Memory::memfd(len)?;
         for offset in (0..len).step_by(PAGE as usize) {
             file.write_all_at(&[0x5a; PAGE as usize], offset)?;
         }
         let mut rest = Memory::reserve(len, 2 * MIB)?;
         let start = rest.start;
-        while rest.len > 0 {
+        for page in 0..pages {
             let tail = rest.split_off(PAGE);
-            let offset = tail.len;
+            let offset = page * STRIDE % pages * PAGE;
             rest.place(PROT_RW, libc::MAP_SHARED, file.as_raw_fd(), offset)
                 .map(std::mem::forget)?;
             rest = tail;
