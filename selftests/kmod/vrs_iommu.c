@@ -686,6 +686,8 @@ vrs_domain_alloc(struct device *dev, u32 flags,
 	spin_lock_init(&dom->lock);
 	INIT_LIST_HEAD(&dom->ports);
 	INIT_LIST_HEAD(&dom->limbo);
+	/* iommufd leaves that to the driver. */
+	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	dom->domain.pgsize_bitmap = unit->page_sizes;
 	dom->domain.geometry.aperture_end =
 		GENMASK_ULL(unit->address_bits - 1, 0);
@@ -1259,9 +1261,9 @@ static long vrs_ioctl_stop(struct vrs_device *vrs, void __user *arg, bool stop)
 
 /*
  * Leaves from @pos on; moves @pos behind what was looked at, and returns
- * their number, or a negative one if the end was reached before the first.
+ * their number. Looks at no more than can be done under a lock.
  */
-static int vrs_walk(struct vrs_domain *dom, u64 *pos, bool *end,
+static unsigned int vrs_walk(struct vrs_domain *dom, u64 *pos, bool *end,
 		    struct vrs_iommu_leaf *leaves, unsigned int count)
 {
 	u64 last = dom->domain.geometry.aperture_end;
@@ -1331,7 +1333,7 @@ static long vrs_ioctl_walk(struct vrs_device *vrs, void __user *arg)
 	while (!end && done < request.count) {
 		struct vrs_iommu_leaf __user *user =
 			u64_to_user_ptr(request.leaves);
-		unsigned int found = 0;
+		unsigned int found;
 
 		spin_lock(&engine->lock);
 		if (!engine->domain) {
@@ -1447,8 +1449,9 @@ static int vrs_region_info(struct vfio_device *vdev,
 	return 0;
 }
 
-/* Memory of the device, which belongs to nobody else: the kernel's rules for
- * memory of real devices apply, but it can be read and written as any other.
+/*
+ * Memory of the device. To the kernel it is that of any device, to be mapped
+ * but not counted; but it can be read and written as any other.
  */
 static struct page *vrs_region(struct vrs_device *vrs)
 {

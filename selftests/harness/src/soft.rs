@@ -329,6 +329,8 @@ pub struct Soft {
     pub unit: &'static str,
     /// What VFIO_GROUP_GET_DEVICE_FD takes.
     pub name: String,
+    /// Its own node below `/dev/vfio/devices`.
+    pub node: String,
     /// The number of its group.
     pub group: u32,
 }
@@ -346,7 +348,8 @@ pub fn device(unit: &'static str, index: usize) -> Verdict<Soft> {
     let entries = fs::read_dir(class).map_err(|e| missing_or_fail(class, e))?;
     let wanted = format!("{unit} {index}");
     for entry in entries {
-        let device = entry?.path().join("device");
+        let entry = entry?;
+        let device = entry.path().join("device");
         // A device may go while the list is read, and others have no such file.
         let found = fs::read_to_string(device.join("unit"));
         if !found.is_ok_and(|found| found.trim() == wanted) {
@@ -358,7 +361,13 @@ pub fn device(unit: &'static str, index: usize) -> Verdict<Soft> {
         let (Some(name), Some(group)) = (name(&fs::canonicalize(&device)?), group) else {
             return Err(Stop::fail(format_args!("{}: no group", device.display())));
         };
-        return Ok(Soft { unit, name, group });
+        let node = entry.file_name().to_string_lossy().into();
+        return Ok(Soft {
+            unit,
+            name,
+            node,
+            group,
+        });
     }
     Err(Stop::skip(format_args!(
         "device {wanted} (module {MODULE})"
@@ -370,6 +379,12 @@ impl Soft {
     #[track_caller]
     pub fn open_group(&self) -> Verdict<Group> {
         Group::open(self.group)
+    }
+
+    /// Opens it without its group, to be bound to an iommufd context.
+    #[track_caller]
+    pub fn open_node(&self) -> Verdict<Engine> {
+        Device::open(&self.node).map(Engine)
     }
 
     /// Opens it; its group must be in a container.

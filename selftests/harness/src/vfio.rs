@@ -452,6 +452,13 @@ pub struct Region {
 }
 
 impl Device {
+    /// Opens a device by its own node below `/dev/vfio/devices`.
+    #[track_caller]
+    pub fn open(node: &str) -> Verdict<Self> {
+        let path = Path::new("/dev/vfio/devices").join(node);
+        Ok(Device(open_node(&path)?.into()))
+    }
+
     /// The open file.
     pub fn file(&self) -> &File {
         &self.0

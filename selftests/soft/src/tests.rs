@@ -5,6 +5,7 @@
 mod dma;
 mod domain;
 mod fail;
+mod fixture;
 mod leaf;
 mod load;
 mod range;
@@ -40,6 +41,7 @@ use harness::vfio::PAGE;
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
     [
+        fixture::TESTS,
         dma::TESTS,
         leaf::TESTS,
         unmap::TESTS,
