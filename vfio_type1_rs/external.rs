@@ -16,7 +16,10 @@ use crate::{
     },
     topology::Topology, //
 };
-use iommu::Group;
+use iommu::{
+    Access,
+    Group, //
+};
 use kernel::{
     page::PAGE_SIZE,
     pr_err_once,
@@ -92,8 +95,9 @@ impl Container {
         pages: &mut PageArray<'_>,
     ) -> Result<(), Cause> {
         let mapping = self.mapping_at(iova).ok_or(Cause::Other(EINVAL))?;
-        let allowed = mapping.access();
-        if (access & READ != 0 && !allowed.read) || (access & WRITE != 0 && !allowed.write) {
+        let Access { read, write } = mapping.access();
+        let allowed = if read { READ } else { 0 } | if write { WRITE } else { 0 };
+        if access & !allowed != 0 {
             return Err(Cause::Other(EPERM));
         }
 
@@ -162,7 +166,8 @@ impl Container {
 
         let mut done: usize = 0;
         while done < buffer.len() {
-            let at = iova.checked_add(done as u64).ok_or(EINVAL)?;
+            // As in C, address 0 follows the last one.
+            let at = iova.wrapping_add(done as u64);
             let mapping = self.mapping_at(at).ok_or(EINVAL)?;
             done += mapping.copy(at, &mut buffer, done)?;
         }

@@ -226,6 +226,11 @@ fn prot(env: &Env) -> Verdict {
                 expect_errno(why, got, Errno::EPERM)?;
             }
         }
+        // Rights that no mapping grants.
+        for prot in [4, PIN_RW | 4, 1 << 31, u32::MAX] {
+            let why = format!("mapped {flags}, pinned {prot:#x}");
+            expect_errno(why, device.pin(iova, 1, prot)?, Errno::EPERM)?;
+        }
     }
 
     // Also for a page that is pinned already, and in the midst of others.

@@ -43,6 +43,7 @@ tests! {
     "rw.large", "a mebibyte at once" => large;
     "rw.free", "copying neither pins nor charges" => free;
     "rw.hole", "copying stops at a hole" => hole;
+    "rw.wraps", "the first address follows the last one" => wraps;
     "rw.prot", "the device may read and write what the mapping allows" => prot;
     "rw.fault", "missing and read-only memory" => fault;
     "rw.models", "copying needs neither type1v2 nor dma_unmap" => models;
@@ -159,6 +160,35 @@ fn hole(env: &Env) -> Verdict {
         let refused = device.write(IOVA - 8, &[2; 16], via);
         expect_errno("over the beginning", refused, Errno::EINVAL)?;
         expect_eq("first bytes", memory.get(0, 8), vec![0x5a; 8])?;
+    }
+    Ok(())
+}
+
+fn wraps(env: &Env) -> Verdict {
+    let session = Session::open(env, Model::V2)?;
+    let device = session.device();
+    let memory = Memory::anon(2 * PAGE)?;
+    let last = PAGE.wrapping_neg();
+    session.container.map(last, memory.vaddr(), PAGE, RW)?;
+
+    let (start, data) = (last + PAGE / 2, pattern(PAGE));
+    for via in Via::BOTH {
+        expect_errno(
+            "nothing is mapped at 0",
+            device.read(start, PAGE as u32, via),
+            Errno::EINVAL,
+        )?;
+    }
+    session.container.map(0, memory.vaddr() + PAGE, PAGE, RW)?;
+    for via in Via::BOTH {
+        memory.fill(0);
+        device.write(start, &data, via)?;
+        expect_eq("memory", memory.get(PAGE / 2, PAGE), data.clone())?;
+        expect_eq(
+            "bytes read",
+            device.read(start, PAGE as u32, via)?,
+            data.clone(),
+        )?;
     }
     Ok(())
 }
