@@ -8,7 +8,7 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 RUSTFMT ?= rustfmt
 
 # What KDIR was built for and with; each can be given on the command line.
-kdir-goals := $(filter-out help check check-% demo setup fmt doc,$(or $(MAKECMDGOALS),modules))
+kdir-goals := $(filter-out help check check-% fuzz demo setup fmt doc,$(or $(MAKECMDGOALS),modules))
 ifneq ($(kdir-goals),)
 kdir-tools := $(shell scripts/kdir-tools '$(KDIR)')
 ARCH ?= $(patsubst ARCH=%,%,$(filter ARCH=%,$(kdir-tools)))
@@ -35,7 +35,7 @@ clean:
 kdir-ok:
 	@RUSTC='$(RUSTC)' scripts/check-kdir '$(KDIR)'
 
-.PHONY: setup demo check $(checks)
+.PHONY: setup demo fuzz check $(checks)
 setup:
 	@scripts/dev setup
 
@@ -44,6 +44,9 @@ demo:
 
 check:
 	@scripts/dev check
+
+fuzz:
+	@scripts/dev fuzz
 
 $(checks): check-%:
 	@scripts/dev check $*
@@ -67,7 +70,8 @@ help:
 	@echo  '  check            - all tests, or one stage of them:'
 	@echo  '                     $(checks)'
 	@echo  '  check-foreign    - VFIO programs of others; CHECKOUT=DIR if there is no network'
-	@echo  '  setup            - only fetch and build what these two need'
+	@echo  '  fuzz             - random calls on both drivers, compared, for an hour at most'
+	@echo  '  setup            - only fetch and build what these need'
 	@echo  ''
 	@echo  'Source:'
 	@echo  '  fmt              - format all Rust code'
