@@ -95,7 +95,6 @@ const REACHED: [(&str, &[&str]); 22] = [
             "EACCES",
             "EFAULT",
             "EINVAL",
-            "ENODEV",
             "EOVERFLOW",
             "EPERM",
         ],
