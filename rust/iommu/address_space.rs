@@ -155,6 +155,9 @@ impl AddressSpace {
 
     /// Attaches the group of `candidate` to a domain that is here already, if one takes it.
     ///
+    /// Of several the newest is taken, as in C. It can be seen: a domain stays as long as it has a
+    /// group, and with it its aperture.
+    ///
     /// `None` means that it did and the candidate is gone; otherwise the candidate comes back, for
     /// [`AddressSpace::insert`].
     ///
@@ -162,7 +165,7 @@ impl AddressSpace {
     ///
     /// If the group could be attached neither to one of the domains nor again to the candidate.
     pub fn join(&mut self, mut candidate: Domain) -> Result<Option<Domain>> {
-        for domain in self.domains.iter_mut() {
+        for domain in self.domains.iter_mut().rev() {
             if !domain.resembles(&candidate) {
                 continue;
             }

@@ -11,6 +11,7 @@ use harness::env::{
     Env,
     Model, //
 };
+use harness::info::Info;
 use harness::memory::{
     Memory,
     MIB, //
@@ -47,6 +48,7 @@ use super::{
 tests! {
     "domain.shared", "groups of one IOMMU share a page table" => shared;
     "domain.narrower", "an IOMMU shares the page table of one that can less, not more" => narrower;
+    "domain.newest", "a group that could share several page tables gets the newest" => newest;
     "domain.own", "other page sizes, other drivers, other coherency: a page table of its own" => own;
     "domain.joins", "a group that joins later finds all mappings" => joins;
     "domain.joins_running", "... while others do DMA" => joins_running;
@@ -104,6 +106,19 @@ fn narrower(env: &Env) -> Verdict {
         expect_eq(what, soft::alive()?.0, domains)?;
     }
     Ok(())
+}
+
+fn newest(env: &Env) -> Verdict {
+    let devices = [("plain", 0), ("narrow", 0), ("plain", 1)];
+    let mut session = Session::with(env, Model::V2, &devices)?;
+    expect_domains(2)?;
+    drop(session.engines.remove(1));
+    session.groups[1].unset_container()?;
+    // The third group keeps the page table alive that it shared with the narrow one.
+    expect_domains(2)?;
+    let info = Info::read(&session.container)?;
+    let last = info.iova.last().map(|(_, last)| *last);
+    expect_eq("last address", last, Some((1 << 39) - 1))
 }
 
 fn own(env: &Env) -> Verdict {
