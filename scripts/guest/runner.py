@@ -22,9 +22,7 @@ import subprocess
 import sys
 import time
 
-# x86-64's numbers, which User-Mode Linux shares.
-DELETE_MODULE = 176
-FINIT_MODULE = 313
+DELETE_MODULE, FINIT_MODULE = {"x86_64": (176, 313), "aarch64": (106, 273)}[os.uname().machine]
 RB_POWER_OFF = 0x4321FEDC
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -371,14 +369,20 @@ class Runner:
 
 
 def prepare():
-    """What an init does, for the machine that has no other: User-Mode Linux."""
+    """What an init does, for machines that have no other."""
     os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/run", TMPDIR="/run", LC_ALL="C")
     os.makedirs("/dev/shm", exist_ok=True)
     # Not over /tmp: the checkout may be there.
     for kind, target in (("proc", "/proc"), ("sysfs", "/sys"), ("debugfs", "/sys/kernel/debug"),
                          ("tmpfs", "/run"), ("tmpfs", "/dev/shm")):
-        if libc.mount(kind.encode(), target.encode(), kind.encode(), 0, None):
-            raise Trouble(f"mount {target}: {os.strerror(ctypes.get_errno())}")
+        mount(kind, target)
+    if os.path.isdir("/sys/kernel/tracing"):
+        mount("tracefs", "/sys/kernel/tracing")
+
+
+def mount(kind, target):
+    if libc.mount(kind.encode(), target.encode(), kind.encode(), 0, None):
+        raise Trouble(f"mount {target}: {os.strerror(ctypes.get_errno())}")
 
 
 def power_off():

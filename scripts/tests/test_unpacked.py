@@ -35,8 +35,9 @@ class FakeApt:
     def versions(self, package):
         return self.offered
 
-    def download_all(self, package, version, suite, folder):
+    def download_all(self, packages, folder, suite):
         assert suite in self.suites
+        package, _, version = packages[0].partition("=")
         tree = folder / "tree"
         loader = tree / "usr/lib64/ld-linux-x86-64.so.2"
         loader.parent.mkdir(parents=True)

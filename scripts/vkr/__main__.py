@@ -31,7 +31,7 @@ COMMANDS = (
     Command("doctor", "doctor", "list what is needed, what was found, and what to do"),
     Command("host", "host", "install the host packages that are missing (apt)"),
     Command("source", "source", "fetch the kernel source and apply patches/"),
-    Command("kernel", "kernel", "build a test kernel: x86_64 or um"),
+    Command("kernel", "kernel", "build test kernels"),
     Command("env", "kernel", "print KDIR and the toolchain as KEY=value lines"),
     Command("clean-cache", "kernel", "remove cached kernels, or the whole cache"),
     # What they are for.

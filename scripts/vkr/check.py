@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from . import dpdk, env, kernel, ktap, machine, report, selftests, setup, ui
+from . import dpdk, env, kernel, ktap, machine, report, selftests, setup, sysroot, ui
 from .ktap import FAIL, PASS
 
 #: The machines of the stage that is about the kernels' own checks.
@@ -196,15 +196,20 @@ def _tracked(*patterns):
 
 @functools.cache
 def _upstream(name="x86_64"):
-    built = _kernel(name)
-    return selftests.build_upstream(built.source_dir, built.build_dir, env.toolchain())
+    built, arch = _kernel(name), kernel.RECIPES[name].arch
+    return selftests.build_upstream(built.source_dir, built.build_dir, arch, sysroot.ensure(arch))
 
 
 @functools.cache
-def _programs():
+def _programs(arch="x86_64"):
+    userland, variables = sysroot.ensure(arch), _cargo_env()
+    folder = Path(variables["CARGO_TARGET_DIR"])
+    if userland:
+        variables |= userland.cargo_env(env.toolchain())
+        folder /= userland.architecture.rust_target
     ui.run([env.toolchain().cargo, "build", "--release", "--workspace"], cwd=env.repo / "selftests",
-           env=_cargo_env(), title="Build the test programs", log=_log("programs"))
-    return Path(_cargo_env()["CARGO_TARGET_DIR"]) / "release"
+           env=variables, title=f"Build the test programs{f' for {arch}' if userland else ''}", log=_log("programs"))
+    return folder / "release"
 
 
 # The machines.
@@ -260,6 +265,11 @@ def _check_instrumented(folder):
         raise ui.StepFailed("no KASAN in " + (", ".join(map(str, plain)) or "any crate"))
 
 
+def _arm64(stage, args):
+    """The tests of logic and those of the VM, on another architecture and its IOMMU."""
+    _run(stage, "arm64", ("kunit", "selftests"), args)
+
+
 def _run(stage, where, stages, args, drivers=None, leaks=False):
     if args.machine and where not in args.machine:
         return
@@ -271,8 +281,9 @@ def _run(stage, where, stages, args, drivers=None, leaks=False):
     if leaks:
         tests = [test for test in tests if test.leaks]
     leaks = leaks or kind.leaks
-    places = selftests.Places(kernel=built.build_dir, modules=_modules(name),
-                              upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "", bin=_programs(),
+    places = selftests.Places(kernel=built.build_dir, modules=_modules(name), python=kind.boot.python,
+                              upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "",
+                              bin=_programs(kernel.RECIPES[name].arch),
                               fixture=_fixture(name),
                               dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "")
     append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
@@ -304,6 +315,7 @@ STAGES = {
     "iommus": Stage(_iommus, ("x86_64",), usual=False),
     "dpdk": Stage(_dpdk, ("x86_64",), usual=False),
     "debug": Stage(_debug, tuple(machine.MACHINES[where].kernel for where in DEBUG), usual=False),
+    "arm64": Stage(_arm64, ("arm64",), usual=False),
 }
 
 

@@ -25,7 +25,7 @@ def cmd_demo(args):
     setup.ensure("x86_64")
     description = selftests.Description()
     built = check._kernel("x86_64")
-    places = selftests.Places(kernel=built.build_dir,
+    places = selftests.Places(kernel=built.build_dir, python=machine.Host.python,
                               modules=check._modules("x86_64") if args.driver == "rust" else "")
     initramfs = make_initramfs(env.out / "machine" / "demo.cpio")
     module = selftests._module_name(description.drivers[args.driver]["path"])

@@ -31,6 +31,7 @@ class Paths:
         self.bindgen = root / "bindgen"
         self.apt = root / "apt"
         self.programs = root / "programs"
+        self.sysroots = root / "sysroots"
 
 
 def _cache_root():

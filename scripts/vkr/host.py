@@ -18,6 +18,8 @@ from pathlib import Path
 from . import env, toolchain, ui
 
 QEMU_MINIMUM = "10.0.0"
+#: The emulators, by the architecture of the kernel they run, and their packages.
+QEMU = {"x86_64": ("qemu-system-x86_64", "qemu-system-x86"), "arm64": ("qemu-system-aarch64", "qemu-system-arm")}
 
 # What apt says is parsed, and a minimal system has no other locale.
 _C = {"LC_ALL": "C.UTF-8"}
@@ -81,28 +83,30 @@ def cmd_host(args):
     ensure()
 
 
-def ensure():
-    """Installs what is missing; does nothing, and needs no root, otherwise."""
-    if not missing():
+def ensure(*emulated):
+    """Installs what is missing, with emulators of more architectures if asked for.
+
+    Does nothing, and needs no root, if all is there.
+    """
+    if not missing(*emulated):
         ui.info("host packages: all there")
         return
     with env.lock("host"), ui.step("Install host packages"):
         if not shutil.which("apt-get"):
             raise ui.StepFailed(
                 "this host has no apt; missing are:\n" +
-                "\n".join(f"  {name}: {what}" for name, what in missing()),
+                "\n".join(f"  {name}: {what}" for name, what in missing(*emulated)),
                 hint="install these with your distribution's package manager, then run the "
                      "same command again")
         _privileged(["apt-get", "update", "-q"], "Refresh the package lists")
-        packages = missing_packages()
-        if "qemu-system-x86" in packages and not _candidate_ok("qemu-system-x86", QEMU_MINIMUM):
-            packages.remove("qemu-system-x86")
-            _install(packages)
-            _install_backport("qemu-system-x86")
-        else:
-            _install(packages)
+        packages = missing_packages(*emulated)
+        backports = [package for _, package in QEMU.values()
+                     if package in packages and not _candidate_ok(package, QEMU_MINIMUM)]
+        _install([package for package in packages if package not in backports])
+        for package in backports:
+            _install_backport(package)
         toolchain._said.cache_clear()
-        left = missing()
+        left = missing(*emulated)
         if left:
             raise ui.StepFailed(
                 "still missing after the installation:\n" +
@@ -110,14 +114,14 @@ def ensure():
                 hint="see Documentation/building.md, section Troubleshooting")
 
 
-def missing():
+def missing(*emulated):
     """(name, what it is needed for or what is wrong) of each unmet need."""
-    return [(name, detail) for name, _, _, detail, ok in requirements() if not ok]
+    return [(name, detail) for name, _, _, detail, ok in requirements(*emulated) if not ok]
 
 
-def missing_packages():
+def missing_packages(*emulated):
     packages = []
-    for name, package, _, _, ok in requirements():
+    for name, package, _, _, ok in requirements(*emulated):
         if ok:
             continue
         names = package if isinstance(package, str) else _family(*package)
@@ -125,7 +129,7 @@ def missing_packages():
     return list(dict.fromkeys(packages))
 
 
-def requirements():
+def requirements(*emulated):
     """Rows of (name, package or family, found, detail, ok) for everything apt provides."""
     for need in NEEDS:
         found = find(need)
@@ -141,9 +145,10 @@ def requirements():
     bindgen = tools["bindgen"]
     if not bindgen.ok and packaged_bindgen():
         yield "bindgen", "bindgen", bindgen.version or "-", bindgen.problem, False
-    version, problem = qemu()
-    yield ("qemu-system-x86_64", "qemu-system-x86", version or "-",
-           problem or f"{QEMU_MINIMUM} or newer", problem is None)
+    for arch in ("x86_64", *emulated):
+        command, package = QEMU[arch]
+        version, problem = qemu(command)
+        yield command, package, version or "-", problem or f"{QEMU_MINIMUM} or newer", problem is None
 
 
 def packaged_bindgen():
@@ -168,9 +173,9 @@ def find(need):
     return None
 
 
-def qemu():
-    """(version, what is wrong or None) of the QEMU in PATH."""
-    path = shutil.which("qemu-system-x86_64")
+def qemu(command):
+    """(version, what is wrong or None) of a QEMU in PATH."""
+    path = shutil.which(command)
     if not path:
         return None, f"not found, {QEMU_MINIMUM} or newer is needed"
     version = toolchain._version([path, "--version"])
@@ -190,10 +195,12 @@ class Apt:
 
     Settings such as proxies still come from the host's apt.conf, and the
     mirror from the host's sources, so what works for the host works here.
+    With another ``architecture`` it offers packages to unpack, not to install.
     """
 
-    def __init__(self, name, suites, security=False):
+    def __init__(self, name, suites, security=False, architecture=None):
         self.root = env.paths.apt / name
+        self.architecture = architecture
         for folder in ("sources", "preferences", "lists/partial", "cache/archives/partial"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         mirror = debian_mirror()
@@ -224,6 +231,8 @@ class Apt:
             "Acquire::Languages": "none",
             "APT::Sandbox::User": "root",
         }
+        if self.architecture:
+            settings |= {"APT::Architecture": self.architecture, "APT::Architectures": self.architecture}
         return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
 
     def update(self, title):
@@ -235,6 +244,10 @@ class Apt:
         shown = _quiet(["apt-cache", *self.options, "madison", package])
         return [row.split("|")[1].strip() for row in shown.splitlines() if row.count("|") >= 2]
 
+    def show(self, package):
+        """What apt tells about the newest version, in the format of its lists."""
+        return _quiet(["apt-cache", *self.options, "show", "--no-all-versions", package])
+
     def download(self, package, version, folder):
         folder.mkdir(parents=True, exist_ok=True)
         ui.run(["apt-get", *self.options, "download", "-q", f"{package}={version}"],
@@ -242,15 +255,15 @@ class Apt:
                env=_C)
         return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
 
-    def download_all(self, package, version, suite, folder):
-        """The package with all it depends on, as if nothing at all were installed."""
+    def download_all(self, packages, folder, suite=None):
+        """The packages with all they depend on, as if nothing at all were installed."""
         (folder / "partial").mkdir(parents=True, exist_ok=True)
         nothing = self.root / "nothing-installed"
         nothing.write_text("")
         ui.run(["apt-get", *self.options, "-o", f"Dir::State::status={nothing}", "-o", "Debug::NoLocking=1",
                 "-o", f"Dir::Cache::archives={folder}", "install", "--download-only", "-y", "-q",
-                "--no-install-recommends", "-t", suite, f"{package}={version}"],
-               title=f"Download {package} {version} and what it depends on",
+                "--no-install-recommends", *(["-t", suite] if suite else []), *packages],
+               title=f"Download {', '.join(packages)} and what they depend on",
                log=env.paths.logs / "apt.log", env=_C)
         return sorted(folder.glob("*.deb"))
 

@@ -47,6 +47,8 @@ RECIPES = {
                            "arch/x86/boot/bzImage", 2260, usual=False),
     "x86_64-rt": Recipe("x86_64", ("common", "x86_64", "debug", "rt"), ("bzImage", "modules"),
                         "arch/x86/boot/bzImage", 2230, usual=False),
+    "arm64": Recipe("arm64", ("common", "arm64"), ("Image", "modules"),
+                    "arch/arm64/boot/Image", 1690, usual=False),
 }
 USUAL = tuple(name for name, recipe in RECIPES.items() if recipe.usual)
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import env, ui, unpacked
+from . import env, host, sysroot, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -83,6 +83,9 @@ class Machine:
     #: All time limits are this many times as long.
     patience = 1
 
+    #: The machine's own.
+    python = os.path.realpath(sys.executable)
+
     def __init__(self, where, built, append="", kvm=False):
         self.where = where
         self.image = built.image
@@ -131,7 +134,7 @@ class Machine:
         return dict(os.environ)
 
     def runner_words(self, plan):
-        return [os.path.realpath(sys.executable), "-I", "-S", RUNNER, plan]
+        return [self.python, "-I", "-S", RUNNER, plan]
 
 
 def run_all(jobs, on_event=lambda machine, event: None, at_once=1):
@@ -206,13 +209,15 @@ class Vm(Machine):
             scratch.replace(path)
         return path
 
-    def qemu_options(self, channel):
+    def board(self):
         accel = ("-accel", "kvm", "-cpu", "host") if self.kvm else (
             "-accel", f"tcg,thread={self.thread}", "-cpu", "max,+svm")
+        return [*accel, "-machine", "q35,kernel-irqchip=" + ("split" if self.kvm else "off"),
+                *self.iommu, *self.devices]
+
+    def qemu_options(self, channel):
         return [
-            *accel,
-            "-machine", "q35,kernel-irqchip=" + ("split" if self.kvm else "off"),
-            *self.iommu, *self.devices,
+            *self.board(),
             "-drive", f"if=none,id=disk,format=raw,snapshot=on,file={_comma(self.disk())}",
             "-device", "nvme,drive=disk,serial=vkr",
             "-device", "virtio-serial-pci,id=vkr",
@@ -280,6 +285,58 @@ class AmdVm(Vm):
         return unpacked.ensure(unpacked.QEMU)
 
 
+class Arm64(Vm):
+    """QEMU's virt board with an SMMUv3, the same devices and a userland of its own.
+
+    EL2 is there for KVM, and the GIC has an ITS: interrupts of devices are writes
+    that the SMMU translates.
+    """
+
+    python = "/usr/bin/python3"
+    cpu = "neoverse-n1"
+
+    def __init__(self, where, built, append="", kvm=False):
+        if kvm:
+            raise ui.StepFailed("KVM cannot run a machine of another architecture", hint="leave --kvm away")
+        super().__init__(where, built, append)
+        self.userland = sysroot.ensure("arm64")
+        self.shares = [env.repo, built.build_dir]
+
+    def find_qemu(self):
+        return qemu("arm64")
+
+    def board(self):
+        return ["-accel", f"tcg,thread={self.thread}", "-cpu", self.cpu,
+                "-machine", "virt,virtualization=on,gic-version=3,iommu=smmuv3", *self.devices]
+
+    def initramfs(self):
+        """Little more than an init that mounts what the machine shares with its host."""
+        from . import demo
+        busybox = (self.userland.root / "bin" / "busybox").read_bytes()
+        init = (env.repo / "scripts" / "guest" / "shares-init").read_bytes()
+        path = self.where / "initramfs.cpio"
+        path.write_bytes(demo.cpio([("dev", 0o040755, b""), ("busybox", 0o100755, busybox),
+                                    ("init", 0o100755, init)]))
+        return path
+
+    def argv(self, plan, channel):
+        def share(tag, path):
+            return ["-fsdev", f"local,id={tag},security_model=none,readonly=on,multidevs=remap,path={_comma(path)}",
+                    "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+
+        shares = share("usr", self.userland.root / "usr")
+        for number, path in enumerate(self.shares):
+            shares += share(f"share{number}", path)
+        command = shlex.join(str(word) for word in self.runner_words(plan))
+        return [
+            self.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+            "-serial", "stdio", "-smp", self.cpus, "-m", f"{self.memory}G", *self.qemu_options(channel), *shares,
+            "-kernel", self.image, "-initrd", self.initramfs(), "-append",
+            f"console=ttyAMA0 panic=-1 {self.huge_pages} {self.append} "
+            f"shares={':'.join(map(str, self.shares))} -- {command}",
+        ]
+
+
 class Uml(Machine):
     """The kernel as a host process: no PCI and no IOMMU, but quick."""
 
@@ -331,6 +388,7 @@ MACHINES = {
     "vm-wire": Kind(WiredVm, "x86_64"),
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
+    "arm64": Kind(Arm64, "arm64"),
     "uml": Kind(Uml, "um"),
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
     "vm-debug": Kind(DebugVm, "x86_64-debug", WATCHFUL, "vm", leaks=True),
@@ -338,10 +396,11 @@ MACHINES = {
 }
 
 
-def qemu():
-    found = shutil.which("qemu-system-x86_64")
+def qemu(arch="x86_64"):
+    command, _ = host.QEMU[arch]
+    found = shutil.which(command)
     if not found:
-        raise ui.StepFailed("qemu-system-x86_64 is not installed", hint="run scripts/dev host")
+        raise ui.StepFailed(f"{command} is not installed", hint="run scripts/dev host")
     return found
 
 

@@ -7,7 +7,6 @@ build/results, and differences between drivers are failures of their own.
 """
 
 import os
-import sys
 import tomllib
 from dataclasses import dataclass, field
 
@@ -79,7 +78,7 @@ class Places:
     """What {kernel}, {modules} and the like stand for on one machine."""
 
     def __init__(self, **places):
-        self.places = {"repo": env.repo, "python": os.path.realpath(sys.executable), **places}
+        self.places = {"repo": env.repo, **places}
 
     def fill(self, text):
         for name, place in self.places.items():
@@ -96,18 +95,19 @@ class Places:
         return [{**module, "path": self.file(module["path"])} for module in wanted]
 
 
-def build_upstream(source, kernel, toolchain):
+def build_upstream(source, kernel, arch, userland=None):
     """The kernel's own VFIO selftests, static, outside its source."""
     output = kernel / "upstream-selftests"
+    cross = [f"CC={userland.cc(env.toolchain())}"] if userland else []
     # A copy: the build remembers what it was made of, and outlives a checkout.
     patience, wanted = output / PATIENCE.name, PATIENCE.read_bytes()
     if not patience.exists() or patience.read_bytes() != wanted:
         output.mkdir(exist_ok=True)
         patience.write_bytes(wanted)
-    ui.run(["make", "-C", source.joinpath(*UPSTREAM), "TARGETS=vfio", f"O={output}",
+    ui.run(["make", "-C", source.joinpath(*UPSTREAM), "TARGETS=vfio", f"O={output}", f"ARCH={arch}", *cross,
             f"KHDR_INCLUDES=-isystem {kernel / 'usr' / 'include'}",
             f"EXTRA_CFLAGS=-include {patience}",
-            "LDFLAGS=-static -pthread", f"-j{env.nproc()}"],
+            f"LDFLAGS=-static -pthread{' -fuse-ld=lld' if userland else ''}", f"-j{env.nproc()}"],
            title="Build the kernel's VFIO selftests", log=env.out / "logs" / "upstream-selftests.log",
            hint="they need a C compiler and libuuid's headers: scripts/dev host")
     return output / "kselftest" / "vfio"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Everything from a fresh clone to the test kernels."""
 
-from . import env, host, kernel, toolchain
+from . import env, host, kernel, sysroot, toolchain
 
 
 def args_setup(parser):
@@ -15,7 +15,7 @@ def cmd_setup(args):
 
 def ensure(*machines, source=None):
     """The kernels of these machines, by name; quick if all is there already."""
-    host.ensure()
+    host.ensure(*{kernel.RECIPES[machine].arch for machine in machines} & set(sysroot.FOREIGN))
     toolchain.ensure()
     env.require_venv()
     return {machine: kernel.ensure(machine, source) for machine in machines}

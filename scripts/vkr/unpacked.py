@@ -88,7 +88,7 @@ def _fetch_from_release(program):
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        packages = apt.download_all(program.package, version, program.suite, partial / "packages")
+        packages = apt.download_all([f"{program.package}={version}"], partial / "packages", program.suite)
         root = partial / "root"
         root.mkdir()
         with ui.step(f"Unpack {len(packages)} packages"):
