@@ -235,7 +235,8 @@ class Vm(Machine):
             "--force-9p", "--disable-monitor", "--disable-microvm",
             *([] if self.kvm else ["--disable-kvm"]),
             "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", f"{self.memory}G",
-            "--append", " ".join(filter(None, (self.huge_pages, self.parameters, self.append))),
+            # On a busy host no timer interrupt may come for ten emulated ticks, and Linux panics.
+            "--append", " ".join(filter(None, ("no_timer_check", self.huge_pages, self.parameters, self.append))),
             f"--qemu-opts={shlex.join(self.qemu_options(channel))}",
             "--exec", command,
         ]
