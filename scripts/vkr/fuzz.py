@@ -32,7 +32,7 @@ def args_fuzz(parser):
 def cmd_fuzz(args):
     setup.ensure("um")
     description = selftests.Description()
-    test = description.select("uml", only=("fuzz",))[0]
+    test = description.select("uml", ("selftests",), ("fuzz",))[0]
     built = check._kernel("um")
     places = selftests.Places(kernel=built.build_dir, modules=check._modules("um"), upstream="",
                               bin=check._programs(), fixture=check._fixture("um"))
