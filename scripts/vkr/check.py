@@ -43,12 +43,14 @@ def cmd_check(args):
             raise ui.StepFailed(f"there is no machine {name}", hint=f"take some of {', '.join(machine.MACHINES)}")
     chosen = [name for name in STAGES if name in (args.stage or _usual())]
     setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in _kernels(name, args)))
-    shutil.rmtree(env.out / "logs", ignore_errors=True)
-    found = report.Report()
-    for name in chosen:
-        with found.stage(name) as stage:
-            STAGES[name].run(stage, args)
-    return found.finish()
+    # Two runs in one checkout would write to the same builds, logs and results.
+    with env.lock("check", env.out):
+        shutil.rmtree(env.out / "logs", ignore_errors=True)
+        found = report.Report()
+        for name in chosen:
+            with found.stage(name) as stage:
+                STAGES[name].run(stage, args)
+        return found.finish()
 
 
 def _usual():
