@@ -380,7 +380,7 @@ class Kind(NamedTuple):
 
 
 #: What a kernel must be told to watch, beyond what it is configured to.
-WATCHFUL = "panic_on_warn=1 page_poison=1 iommu.debug_pagealloc=1"
+WATCHFUL = "panic_on_warn=1 page_poison=1"
 
 #: By the name tests.toml and the results know them.
 MACHINES = {
