@@ -73,6 +73,7 @@ pub(crate) struct Sweep<'a> {
     ranges_may_stay: bool,
     domains_may_differ: bool,
     cheap: bool,
+    modes: &'static [Mode],
 }
 
 /// What the calls of a sweep ended with.
@@ -100,6 +101,7 @@ impl<'a> Sweep<'a> {
             ranges_may_stay: false,
             domains_may_differ: false,
             cheap: false,
+            modes: &Mode::BOTH,
         }
     }
 
@@ -141,6 +143,13 @@ impl<'a> Sweep<'a> {
         self
     }
 
+    /// The call makes a process, which inherits `make-it-fail`: what that meets cannot be told from
+    /// what the call meets, so faults come one at a time.
+    pub(crate) fn one_at_a_time(mut self) -> Self {
+        self.modes = &[Mode::Single];
+        self
+    }
+
     /// Sweeps, and prints what was met.
     #[track_caller]
     pub(crate) fn run(self) -> Verdict {
@@ -152,7 +161,7 @@ impl<'a> Sweep<'a> {
         }
 
         let mut seen = Vec::new();
-        for mode in Mode::BOTH {
+        for &mode in self.modes {
             let mut tally = Tally::default();
             let mut quiet = 0;
             let mut nth = 0;

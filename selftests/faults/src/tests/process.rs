@@ -80,6 +80,7 @@ fn forks(env: &Env, places: Places) -> Verdict {
     };
     Sweep::new(env, prepare)
         .errnos(&[Errno::ENOMEM])
+        .one_at_a_time()
         .verify(|_, pid| {
             waitpid(Pid::from_raw(pid as i32), None)?;
             Ok(())
