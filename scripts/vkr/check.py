@@ -237,8 +237,8 @@ def _dpdk(stage, args):
 def _leaks(stage, args):
     """The Rust driver once more, under kmemleak, which slows all else down.
 
-    Not on User-Mode Linux: much of its data is outside of .bss, where kmemleak
-    does not look, so what only that points to counts as lost.
+    Not on User-Mode Linux, where it takes what modules keep in their data for
+    lost: character devices of vfio.ko, for instance.
     """
     _run(stage, "vm", ("selftests",), args, ["rust"], leaks=True)
 
