@@ -1157,14 +1157,17 @@ static int vrs_background_run(void *data)
 	while (!kthread_should_stop()) {
 		u64 offset = prandom_u32_state(&random);
 		unsigned int len;
+		bool fault;
 
 		offset = (offset << 12 ^ prandom_u32_state(&random)) % job->to;
 		if (job->op == VRS_IOMMU_TOUCH)
 			offset = round_down(offset, SZ_4K);
 		len = vrs_piece_len(job, offset, job->to - offset);
-		if (vrs_piece(job, offset, len))
-			WRITE_ONCE(thread->faults, thread->faults + 1);
+		fault = vrs_piece(job, offset, len);
 		WRITE_ONCE(thread->pieces, thread->pieces + 1);
+		/* Who sees this fault sees its piece, see vrs_ioctl_stop(). */
+		if (fault)
+			smp_store_release(&thread->faults, thread->faults + 1);
 		cond_resched();
 	}
 	return 0;
@@ -1242,8 +1245,8 @@ static long vrs_ioctl_stop(struct vrs_device *vrs, void __user *arg, bool stop)
 			struct vrs_background_thread *thread =
 				&background->thread[i];
 
+			stopped.faults += smp_load_acquire(&thread->faults);
 			stopped.pieces += READ_ONCE(thread->pieces);
-			stopped.faults += READ_ONCE(thread->faults);
 			/* The two may be of different faults while it runs. */
 			if (READ_ONCE(thread->job.fault)) {
 				stopped.fault = READ_ONCE(thread->job.fault);

@@ -91,7 +91,7 @@ struct vrs_iommu_dma {
 
 /* ENOENT if nothing was started. */
 struct vrs_iommu_stopped {
-	/* Pieces begun and pieces that ended in a fault. */
+	/* Pieces done, and those of them that ended in a fault. */
 	__u64 pieces;
 	__u64 faults;
 	/* One of the faults. */
