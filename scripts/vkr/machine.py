@@ -128,6 +128,9 @@ class Machine:
         run.seconds = time.monotonic() - began
         if not run.ended and not run.trouble:
             run.trouble.append("the machine stopped before its plan was done")
+            # Its CPUs race with its own memory map when each has a thread (machine Host).
+            run.trouble += [f"QEMU itself failed, not the kernel in it: {line}\nrun the same command again"
+                            for line in run.tail if re.search(r"Assertion .* failed", line)]
         return run
 
     def environment(self):
