@@ -2,11 +2,9 @@
 """`scripts/dev demo`: an unmodified QEMU passes a disk through, before your eyes."""
 
 import hashlib
-import shutil
-import subprocess
 import time
 
-from . import check, env, machine, report, selftests, setup, ui
+from . import check, env, guest, machine, report, selftests, setup, ui
 
 LIMIT = 600
 REPORTS = {"rust": "/sys/kernel/debug/vfio_type1_rs/containers", "c": "-"}
@@ -27,7 +25,7 @@ def cmd_demo(args):
     built = check._kernel("x86_64")
     places = selftests.Places(kernel=built.build_dir, python=machine.Host.python,
                               modules=check._modules("x86_64") if args.driver == "rust" else "")
-    initramfs = make_initramfs(env.out / "machine" / "demo.cpio")
+    initramfs = guest.initramfs(env.out / "machine" / "demo.cpio", env.repo / "scripts" / "guest" / "demo-init")
     module = selftests._module_name(description.drivers[args.driver]["path"])
     test = selftests.Test(
         name="demo", machines=["host"], drivers=[args.driver], needs=["vfio", "kvm", "nvme"], limit=LIMIT,
@@ -110,30 +108,3 @@ def judge(run, facts, driver, module, wanted):
         if "mapping " not in container:
             problems.append("the container has no mapping while the guest runs")
     return problems
-
-
-def make_initramfs(path):
-    """A guest of one process: busybox, and an init that reads the disk."""
-    busybox = shutil.which("busybox")
-    # ldd fails for a program without a dynamic linker; the guest has no libraries.
-    if not busybox or not subprocess.run(["ldd", busybox], capture_output=True).returncode:
-        raise ui.StepFailed("no static busybox is installed", hint="scripts/dev host installs busybox-static")
-    with open(busybox, "rb") as file:
-        program = file.read()
-    init = (env.repo / "scripts" / "guest" / "demo-init").read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cpio([("bin", 0o040755, b""), ("bin/busybox", 0o100755, program),
-                           ("bin/sh", 0o120777, b"busybox"), ("init", 0o100755, init),
-                           ("dev", 0o040755, b"")]))
-    return path
-
-
-def cpio(entries):
-    """An archive in the newc format, for (name, mode, content)."""
-    out = bytearray()
-    for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-        out += b"070701" + b"".join(b"%08x" % field for field in fields) + name.encode() + b"\0"
-        out += bytes(-len(out) % 4) + content
-        out += bytes(-len(out) % 4)
-    return bytes(out)

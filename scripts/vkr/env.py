@@ -32,6 +32,7 @@ class Paths:
         self.apt = root / "apt"
         self.programs = root / "programs"
         self.sysroots = root / "sysroots"
+        self.guests = root / "guests"
 
 
 def _cache_root():

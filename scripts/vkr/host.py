@@ -248,6 +248,13 @@ class Apt:
         """What apt tells about the newest version, in the format of its lists."""
         return _quiet(["apt-cache", *self.options, "show", "--no-all-versions", package])
 
+    def behind(self, metapackage):
+        """(package, version) of what the newest version of a metapackage stands for."""
+        found = re.search(r"^Depends: (\S+) \(= (\S+)\)", self.show(metapackage), re.MULTILINE)
+        if not found:
+            raise ui.StepFailed(f"apt offers no {metapackage}", hint="Debian's archive must be among apt's sources")
+        return found[1], found[2]
+
     def download(self, package, version, folder):
         folder.mkdir(parents=True, exist_ok=True)
         ui.run(["apt-get", *self.options, "download", "-q", f"{package}={version}"],
