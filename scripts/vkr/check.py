@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from . import dpdk, env, kernel, ktap, machine, report, selftests, setup, sysroot, ui
+from . import dpdk, env, guest, kernel, ktap, machine, report, selftests, setup, sysroot, ui
 from .ktap import FAIL, PASS
 
 #: The machines of the stage that is about the kernels' own checks.
@@ -272,7 +272,29 @@ def _arm64(stage, args):
     _run(stage, "arm64", ("kunit", "selftests"), args)
 
 
-def _run(stage, where, stages, args, drivers=None, leaks=False):
+def _clients(stage, args):
+    """What users run on type1, unmodified: the distribution's programs, with guests of their own.
+
+    The C driver only on request (--driver): it is here to look into a failure.
+    """
+    _run(stage, "host", ("clients",), args, args.driver or ["rust"], **_guest())
+
+
+@functools.cache
+def _guest():
+    linux = guest.kernel()
+    # The guest has no libraries.
+    ui.run([env.toolchain().cargo, "rustc", "-p", "dmacat", "--profile", "guest", "--",
+            "-C", "target-feature=+crt-static"], cwd=env.repo / "selftests", env=_cargo_env(),
+           title="Build the guest's program", log=_log("programs"))
+    initramfs = guest.initramfs(
+        env.out / "machine" / "agent.cpio", env.repo / "scripts" / "guest" / "agent-init", linux,
+        ["virtio_pci", "virtio_console", "virtio_mem"], [Path(_cargo_env()["CARGO_TARGET_DIR"]) / "guest" / "dmacat"])
+    return {"qemu": machine.qemu(), "guest_kernel": linux.image, "guest_initramfs": initramfs,
+            "disk": machine.Vm.disk()}
+
+
+def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     if args.machine and where not in args.machine:
         return
     description = selftests.Description()
@@ -287,7 +309,7 @@ def _run(stage, where, stages, args, drivers=None, leaks=False):
                               upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "",
                               bin=_programs(kernel.RECIPES[name].arch),
                               fixture=_fixture(name),
-                              dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "")
+                              dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "", **more)
     append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
     boot = functools.partial(kind.boot, built=built, append=append, kvm=args.kvm)
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
@@ -318,6 +340,7 @@ STAGES = {
     "dpdk": Stage(_dpdk, ("x86_64",), usual=False),
     "debug": Stage(_debug, tuple(machine.MACHINES[where].kernel for where in DEBUG), usual=False),
     "arm64": Stage(_arm64, ("arm64",), usual=False),
+    "clients": Stage(_clients, ("x86_64",), usual=False),
 }
 
 

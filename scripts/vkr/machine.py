@@ -202,7 +202,8 @@ class Vm(Machine):
     def find_qemu(self):
         return qemu()
 
-    def disk(self):
+    @staticmethod
+    def disk():
         """The NVMe disk's content: made once, random, never written to."""
         path = env.out / "machine" / "disk.img"
         if not path.exists() or path.stat().st_size != DISK_BYTES:
