@@ -76,6 +76,9 @@ use crate::sys::{
     Call, //
 };
 
+/// Mappings that C does not get through page by page in a second, in bytes.
+const HUGE: u64 = 1 << 30;
+
 /// Containers a sequence can have open at a time.
 pub(crate) const SLOTS: usize = 2;
 /// Bytes around an argument that are looked at.
@@ -585,6 +588,14 @@ impl Run<'_> {
             {
                 // C pins the memory of whoever attaches.
                 Some("memory of another process when an IOMMU joins")
+            } else if !container.has_iommu()
+                && container
+                    .mappings
+                    .iter()
+                    .any(|(first, mapping)| mapping.last - first >= HUGE)
+            {
+                // If the IOMMU cannot join, C looks for each page of all mappings, for hours.
+                Some("huge mappings when an IOMMU joins")
             } else if container
                 .mappings
                 .values()
