@@ -39,7 +39,8 @@ def _unpack(root, codename):
                             hint="install your distribution's DPDK with dpdk-testpmd in PATH")
     apt.update("Look for DPDK")
     packages = apt.libraries(PROGRAM, PROVIDERS, *(apt.newest(driver) for driver in DRIVERS))
-    apt.unpack(packages, root)
+    with env.fresh(root) as scratch:
+        apt.unpack(packages, scratch)
     if not _works(root):
         raise ui.StepFailed(f"{root} lacks libraries", hint=f"ldd {root}/usr/bin/dpdk-testpmd lists them")
 

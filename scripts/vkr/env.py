@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,3 +101,17 @@ def lock(name, folder=None):
             ui.note(f"waiting for another run that works on {name}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def fresh(folder):
+    """An empty folder to fill, which becomes ``folder`` if all goes well, and goes if not."""
+    scratch = folder.with_name(f".{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -100,14 +100,10 @@ def fetch():
     folder = env.paths.cache / "foreign" / COMMIT
     if (folder / ".git").exists():
         return folder
-    fresh = folder.with_name(f"{COMMIT}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     log = env.paths.logs / "foreign.log"
-    with env.lock("foreign"), ui.step(f"Fetch {URL}"):
+    with env.lock("foreign"), ui.step(f"Fetch {URL}"), env.fresh(folder) as scratch:
         for words in (["init", "-q"], ["fetch", "-q", "--depth", "1", URL, COMMIT], ["checkout", "-q", "FETCH_HEAD"]):
-            ui.run(["git", *words], cwd=fresh, title=f"git {words[0]}", log=log, hint=HINT)
-        fresh.replace(folder)
+            ui.run(["git", *words], cwd=scratch, title=f"git {words[0]}", log=log, hint=HINT)
     return folder
 
 

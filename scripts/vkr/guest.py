@@ -62,8 +62,7 @@ def kernel():
 
 
 def _cached():
-    # Without modules.dep it was interrupted.
-    found = sorted(env.paths.guests.glob("*/lib/modules/*/modules.dep"), key=lambda path: path.stat().st_mtime)
+    found = sorted(env.paths.guests.glob("[!.]*/lib/modules/*/modules.dep"), key=lambda path: path.stat().st_mtime)
     if not found:
         return None
     folder = found[-1].parent
@@ -76,23 +75,16 @@ def _fetch():
     apt.update(f"Look for {PACKAGE}")
     package, version = apt.behind(PACKAGE)
     release = package.removeprefix("linux-image-")
-    downloads = apt.root / "cache" / "archives"
-    archive = apt.download(package, version, downloads)
-
     folder = env.paths.guests / release
-    unpacked = folder / "unpacked"
-    shutil.rmtree(folder, ignore_errors=True)
-    unpacked.mkdir(parents=True)
-    log = env.paths.logs / "guest-kernel.log"
-    ui.run(["dpkg-deb", "-x", archive, unpacked], title=f"Unpack {package}", log=log)
-    archive.unlink()
-    (folder / "lib").mkdir()
-    modules = next(path for path in (unpacked / "lib" / "modules", unpacked / "usr" / "lib" / "modules")
-                   if path.exists())
-    modules.rename(folder / "lib" / "modules")
-    (unpacked / "boot" / f"vmlinuz-{release}").rename(folder / f"vmlinuz-{release}")
-    shutil.rmtree(unpacked)
-    ui.run([host._which("depmod"), "-b", folder, release], title=f"Look what needs what in {release}", log=log)
+    with env.fresh(folder) as scratch:
+        unpacked = scratch / "unpacked"
+        apt.unpack([f"{package}={version}"], unpacked)
+        (scratch / "lib").mkdir()
+        (unpacked / "lib" / "modules").rename(scratch / "lib" / "modules")
+        (unpacked / "boot" / f"vmlinuz-{release}").rename(scratch / f"vmlinuz-{release}")
+        shutil.rmtree(unpacked)
+        ui.run([host._which("depmod"), "-b", scratch, release], title=f"Look what needs what in {release}",
+               log=env.paths.logs / "guest-kernel.log")
     return Kernel(release, folder)
 
 

@@ -255,25 +255,6 @@ class Apt:
             raise ui.StepFailed(f"apt offers no {metapackage}", hint="Debian's archive must be among apt's sources")
         return found[1], found[2]
 
-    def download(self, package, version, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        ui.run(["apt-get", *self.options, "download", "-q", f"{package}={version}"],
-               title=f"Download {package} {version}", log=env.paths.logs / "apt.log", cwd=folder,
-               env=_C)
-        return max(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
-
-    def download_all(self, packages, folder, suite=None):
-        """The packages with all they depend on, as if nothing at all were installed."""
-        (folder / "partial").mkdir(parents=True, exist_ok=True)
-        nothing = self.root / "nothing-installed"
-        nothing.write_text("")
-        ui.run(["apt-get", *self.options, "-o", f"Dir::State::status={nothing}", "-o", "Debug::NoLocking=1",
-                "-o", f"Dir::Cache::archives={folder}", "install", "--download-only", "-y", "-q",
-                "--no-install-recommends", *(["-t", suite] if suite else []), *packages],
-               title=f"Download {', '.join(packages)} and what they depend on",
-               log=env.paths.logs / "apt.log", env=_C)
-        return sorted(folder.glob("*.deb"))
-
     def newest(self, prefix):
         """The package called ``prefix`` and a version, such as libfoo-bar23."""
         names = _quiet(["apt-cache", *self.options, "pkgnames", prefix]).split()
@@ -297,20 +278,44 @@ class Apt:
                     if not name.endswith("-dev") and name not in installed and name not in wanted]
         return wanted
 
-    def unpack(self, packages, folder):
-        """Makes ``folder`` the files of some packages, as if installed there."""
-        fresh = folder.with_name(f"{folder.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        archives = fresh / "archives"
-        archives.mkdir(parents=True)
-        log = env.paths.logs / "apt.log"
-        ui.run(["apt-get", *self.options, "download", "-q", *packages],
-               title=f"Download {len(packages)} packages", log=log, cwd=archives, env=_C)
-        for archive in archives.glob("*.deb"):
-            subprocess.run(["dpkg-deb", "-x", archive, fresh / "root"], check=True)
+    def unpack(self, packages, root, dependencies=False, suite=None, left_out=()):
+        """Adds the files of packages, each NAME or NAME=VERSION, to ``root``, as if installed there.
+
+        With ``dependencies`` also those of all they depend on, as if nothing
+        at all were installed. ``left_out`` are patterns for tar.
+        """
+        what = " ".join(packages) if len(packages) < 6 else f"{len(packages)} packages"
+        if dependencies:
+            nothing = self.root / "nothing-installed"
+            nothing.write_text("")
+            archives = self._download(
+                f"{what}, and what is behind", "install", "--download-only", "-y", "--no-install-recommends",
+                "-o", f"Dir::State::status={nothing}", "-o", "Debug::NoLocking=1",
+                *(["-t", suite] if suite else []), *packages)
+        else:
+            archives = self._download(what, "download", *packages)
+        # What one release has in /lib, another has in /usr/lib; on a host both are one.
+        for name in ("bin", "lib", "lib64", "sbin"):
+            (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+            if not (root / name).is_symlink():
+                (root / name).symlink_to(f"usr/{name}")
+        with ui.step(f"Unpack {len(archives)} package{'s' if len(archives) > 1 else ''}"):
+            for archive in archives:
+                content = archive.with_suffix(".tar")
+                ui.output(["sh", "-c", 'exec dpkg-deb --fsys-tarfile "$1" >"$2"', "sh", archive, content])
+                archive.unlink()
+                ui.output(["tar", "-x", "-C", root, "--keep-directory-symlink", "--no-same-owner",
+                           *(f"--exclude={pattern}" for pattern in left_out), "-f", content])
+                content.unlink()
+
+    def _download(self, what, *words):
+        """The files an apt-get command fetches; a lock of the user's keeps others from doing it, too."""
+        folder = self.root / "downloads"
         shutil.rmtree(folder, ignore_errors=True)
-        (fresh / "root").replace(folder)
-        shutil.rmtree(fresh)
+        (folder / "partial").mkdir(parents=True)
+        ui.run(["apt-get", *self.options, "-o", f"Dir::Cache::archives={folder}", "-q", *words],
+               title=f"Download {what}", log=env.paths.logs / "apt.log", cwd=folder, env=_C)
+        return sorted(path for path in folder.iterdir() if path.is_file() and path.name != "lock")
 
 
 def debian_mirror():

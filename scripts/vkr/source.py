@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -129,19 +130,11 @@ def _from_debian():
         for version in apt.versions(PACKAGE)[:1]:
             tarball = env.paths.downloads / f"{PACKAGE}_{version.replace(':', '_')}.tar.xz"
             if not tarball.exists():
-                deb = apt.download(PACKAGE, version, env.paths.downloads)
-                _unpack_deb(deb, tarball)
-                deb.unlink()
+                with tempfile.TemporaryDirectory(dir=tarball.parent) as scratch:
+                    apt.unpack([f"{PACKAGE}={version}"], Path(scratch))
+                    Path(scratch, "usr", "src", f"{PACKAGE}.tar.xz").rename(tarball)
             return tarball, f"{PACKAGE} {version}"
     return None
-
-
-def _unpack_deb(deb, tarball):
-    partial = tarball.with_suffix(".partial")
-    ui.run(["sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar -xO "$2" >"$3"', "sh",
-            deb, f"./usr/src/{PACKAGE}.tar.xz", partial],
-           title="Take the tarball out of the package", log=env.paths.logs / "source.log")
-    partial.rename(tarball)
 
 
 def _from_kernel_org():

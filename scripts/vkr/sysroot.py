@@ -84,16 +84,11 @@ def _fetch(architecture, codename, chain, root):
     apt = host.Apt(f"{architecture.debian}-{codename}", (codename, f"{codename}-updates"), security=True,
                    architecture=architecture.debian)
     apt.update(f"Look into {codename} for {architecture.debian}")
-    scratch = root.with_name(f".{root.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        archives = apt.download_all([*PACKAGES, _libgcc(apt)], scratch / "packages")
+    left_out = [f"./usr/share/{name}" for name in LEFT_OUT]
+    with env.fresh(root) as scratch:
+        apt.unpack([*PACKAGES, _libgcc(apt)], scratch, dependencies=True, left_out=left_out)
         if rust := _rust_library(apt, architecture, chain):
-            archives.append(apt.download(*rust, scratch / "packages"))
-        _unpack(archives, scratch / "root")
-        (scratch / "root").rename(root)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            apt.unpack(["=".join(rust)], scratch, left_out=left_out)
 
 
 def _libgcc(apt):
@@ -122,18 +117,3 @@ def _rust_library(apt, architecture, chain):
 
 def _library(root, target, usr="usr"):
     return root / usr / "lib" / "rustlib" / target / "lib"
-
-
-def _unpack(archives, root):
-    # Older packages have files in /lib, newer ones in /usr/lib; here both are one.
-    for name in ("bin", "lib", "sbin"):
-        (root / "usr" / name).mkdir(parents=True)
-        (root / name).symlink_to(f"usr/{name}")
-    left_out = [f"--exclude=./usr/share/{name}" for name in LEFT_OUT]
-    with ui.step(f"Unpack {len(archives)} packages"):
-        for archive in archives:
-            content = archive.with_suffix(".tar")
-            ui.output(["sh", "-c", 'exec dpkg-deb --fsys-tarfile "$1" >"$2"', "sh", archive, content])
-            ui.output(["tar", "-x", "-C", root, "--keep-directory-symlink", "--no-same-owner", *left_out,
-                       "-f", content])
-            content.unlink()

@@ -85,22 +85,10 @@ def _fetch_from_release(program):
 
     version = good[0]
     folder = env.paths.programs / f"{program.package}_{version.partition(':')[2] or version}"
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        packages = apt.download_all([f"{program.package}={version}"], partial / "packages", program.suite)
-        root = partial / "root"
-        root.mkdir()
-        with ui.step(f"Unpack {len(packages)} packages"):
-            for package in packages:
-                ui.output(["dpkg-deb", "--extract", package, root])
-        shutil.rmtree(partial / "packages")
-        _write_start(program, partial / MARK)
-        ui.output([partial / MARK, "--version"])
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with env.fresh(folder) as scratch:
+        apt.unpack([f"{program.package}={version}"], scratch / "root", dependencies=True, suite=program.suite)
+        _write_start(program, scratch / MARK)
+        ui.output([scratch / MARK, "--version"])
     return str(folder / MARK)
 
 
