@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """What of a kernel's log counts as a complaint, and which machines there are."""
 
+import subprocess
+import tempfile
 import unittest
+from pathlib import Path
+from types import SimpleNamespace
 
 from vkr import kernel, machine, selftests
 
@@ -42,6 +46,18 @@ class ComplaintTest(unittest.TestCase):
         ):
             with self.subTest(line):
                 self.assertFalse(machine.complaints(f"[    1.000000] {line}"))
+
+
+class Arm64Test(unittest.TestCase):
+    def test_initramfs_has_what_its_init_needs(self):
+        with tempfile.TemporaryDirectory() as folder:
+            vm = machine.Arm64.__new__(machine.Arm64)
+            vm.where, vm.userland = Path(folder), SimpleNamespace(root=Path(folder))
+            (vm.where / "bin").mkdir()
+            (vm.where / "bin" / "busybox").write_text("some program")
+            with vm.initramfs().open() as archive:
+                listed = subprocess.run(["cpio", "-t", "--quiet"], stdin=archive, capture_output=True, text=True)
+        self.assertEqual(listed.stdout.split(), ["dev", "busybox", "init"])
 
 
 class TablesTest(unittest.TestCase):

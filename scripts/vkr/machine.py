@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import env, host, sysroot, ui, unpacked
+from . import env, guest, host, sysroot, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -316,12 +316,11 @@ class Arm64(Vm):
 
     def initramfs(self):
         """Little more than an init that mounts what the machine shares with its host."""
-        from . import demo
         busybox = (self.userland.root / "bin" / "busybox").read_bytes()
         init = (env.repo / "scripts" / "guest" / "shares-init").read_bytes()
         path = self.where / "initramfs.cpio"
-        path.write_bytes(demo.cpio([("dev", 0o040755, b""), ("busybox", 0o100755, busybox),
-                                    ("init", 0o100755, init)]))
+        path.write_bytes(guest.cpio([("dev", 0o040755, b""), ("busybox", 0o100755, busybox),
+                                     ("init", 0o100755, init)]))
         return path
 
     def argv(self, plan, channel):
