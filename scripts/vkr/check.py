@@ -152,13 +152,13 @@ def _build_modules(name, *words, variant=""):
 
 @functools.cache
 def _fixture(name):
-    """The test-only module with emulated devices, for one kernel."""
+    """The test-only modules, with devices and with IOMMUs made of software, for one kernel."""
     built = _kernel(name)
     folder = env.out / "modules" / f"{name}-fixture"
     shutil.copytree(env.repo / "selftests" / "kmod", folder, dirs_exist_ok=True)
     chain = env.toolchain()
     ui.run(["make", "-C", built.build_dir, f"M={folder}", *chain.make_args(kernel.RECIPES[name].arch),
-            "modules"], env=chain.env(), title=f"Build the emulated devices for {name}",
+            "modules"], env=chain.env(), title=f"Build the test-only modules for {name}",
            log=_log(f"fixture-{name}"))
     return folder
 
@@ -229,9 +229,15 @@ def _vm(stage, args):
     _run(stage, "vm", ("selftests",), args)
 
 
+def _iommus(stage, args):
+    """What meets real devices, behind the other IOMMUs QEMU has."""
+    for where in ("vm-virtio", "vm-amd"):
+        _run(stage, where, ("selftests",), args)
+
+
 def _dpdk(stage, args):
     """DPDK as the distribution ships it."""
-    _run(stage, "vm-wire", ("dpdk",), args)
+    _run(stage, "vm-wire", ("dpdk",), args, dpdk=dpdk.ensure())
 
 
 def _leaks(stage, args):
@@ -307,18 +313,10 @@ def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     leaks = leaks or kind.leaks
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name), python=kind.boot.python,
                               upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "",
-                              bin=_programs(kernel.RECIPES[name].arch),
-                              fixture=_fixture(name),
-                              dpdk=dpdk.ensure() if any("{dpdk}" in test.command for test in tests) else "", **more)
+                              bin=_programs(kernel.RECIPES[name].arch), fixture=_fixture(name), **more)
     append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
     boot = functools.partial(kind.boot, built=built, append=append, kvm=args.kvm)
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
-
-
-def _iommus(stage, args):
-    """What meets real devices, behind the other IOMMUs QEMU has."""
-    for where in ("vm-virtio", "vm-amd"):
-        _run(stage, where, ("selftests",), args)
 
 
 class Stage(NamedTuple):
