@@ -22,11 +22,17 @@ EOF
 chmod +x "$tmp/rustc"
 rustc=$tmp/rustc
 
+source_in() {
+	mkdir -p "$1/drivers/vfio" "$1/include/linux"
+	: >"$1/drivers/vfio/vfio.h"
+	echo '	void (*record)(struct iommu_dirty_bitmap *dirty);' >"$1/include/linux/iommu.h"
+}
+
 good_kdir() {
 	rm -rf "$kdir" "$tmp/source"
-	mkdir -p "$kdir/include/config" "$kdir/rust" "$tmp/source/drivers/vfio"
+	mkdir -p "$kdir/include/config" "$kdir/rust"
+	source_in "$tmp/source"
 	ln -s "$tmp/source" "$kdir/source"
-	: >"$tmp/source/drivers/vfio/vfio.h"
 	: >"$kdir/.config"
 	: >"$kdir/rust/libkernel.rmeta"
 	: >"$kdir/Module.symvers"
@@ -79,14 +85,13 @@ refuses() {
 }
 
 echo "KTAP version 1"
-echo "1..19"
+echo "1..20"
 good_kdir
 
 accepts "separate_source"
 
 rm "$kdir/source"
-mkdir -p "$kdir/drivers/vfio"
-: >"$kdir/drivers/vfio/vfio.h"
+source_in "$kdir"
 accepts "built_in_source_tree"
 
 echo 7.3.0-rc5+ >"$kdir/include/config/kernel.release"
@@ -134,5 +139,8 @@ refuses "headers_package" "has no drivers/vfio/vfio.h"
 
 rm -r "$tmp/source"
 refuses "source_gone" "has no drivers/vfio/vfio.h"
+
+echo 'struct iommu_dirty_bitmap;' >"$tmp/source/include/linux/iommu.h"
+refuses "not_patched" "lacks the patches"
 
 [ "$failed" -eq 0 ]
