@@ -443,11 +443,13 @@ impl Run<'_> {
         }
         let mut record = Record::new(Outcome::Done(0));
         self.carry_out(step, &mut record)?;
-        if charges(&step.op, record.outcome) {
+        // Drivers may refuse that with errors of which one alone would be a reason to look.
+        let look = record.outside;
+        if look || charges(&step.op, record.outcome) {
             self.locked = self.read_locked()?;
         }
         record.locked = self.locked;
-        if changes_translations(&step.op, record.outcome) {
+        if look || changes_translations(&step.op, record.outcome) {
             record.views = self.views()?;
         }
         Ok(record)

@@ -263,10 +263,13 @@ fn intended(step: Option<&Step>, c: &Record, rust: &Record) -> Option<&'static s
         {
             Some("page size that is no power of two, and a range that wraps")
         }
-        // C finds out when the IOMMU driver refuses to map.
-        (Op::SetContainer { .. }, Refused(_), Refused(Errno::EINVAL)) if rust.outside => {
-            Some("mapping that an IOMMU which joins cannot address")
-        }
+        // C finds out when the IOMMU driver refuses to map, with ERANGE here, and pins before that,
+        // which fails if memory is missing or the limit is reached.
+        (
+            Op::SetContainer { .. },
+            Refused(Errno::ERANGE | Errno::EFAULT | Errno::ENOMEM),
+            Refused(Errno::EINVAL),
+        ) if rust.outside => Some("mapping that an IOMMU which joins cannot address"),
         _ => None,
     }
 }
