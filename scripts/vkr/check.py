@@ -12,8 +12,9 @@ from typing import NamedTuple
 from . import dpdk, env, guest, kernel, ktap, machine, report, selftests, setup, sysroot, ui
 from .ktap import FAIL, PASS
 
-#: The machines of the stage that is about the kernels' own checks.
+#: The machines of the stage that is about the kernels' own checks, and the stages whose tests it runs.
 DEBUG = ("uml-debug", "vm-debug", "vm-rt")
+DEBUG_STAGES = ("kunit", "selftests")
 
 WORKSPACES = (env.repo, env.repo / "selftests")
 
@@ -41,6 +42,9 @@ def cmd_check(args):
     for name in args.machine:
         if name not in machine.MACHINES:
             raise ui.StepFailed(f"there is no machine {name}", hint=f"take some of {', '.join(machine.MACHINES)}")
+    description = selftests.Description()
+    if unknown := sorted(set(args.test) - {test.name for test in description.tests}):
+        raise ui.StepFailed(f"there is no test {', '.join(unknown)}", hint=description.where(unknown))
     chosen = [name for name in STAGES if name in (args.stage or _usual())]
     setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in _kernels(name, args)))
     # Two runs in one checkout would write to the same builds, logs and results.
@@ -217,7 +221,7 @@ def _programs(arch="x86_64"):
 # The machines.
 
 def _kunit(stage, args):
-    for where in ("uml", "vm"):
+    for where in _chosen(("uml", "vm"), ("kunit",), args):
         _run(stage, where, ("kunit",), args)
 
 
@@ -231,7 +235,7 @@ def _vm(stage, args):
 
 def _iommus(stage, args):
     """What meets real devices, behind the other IOMMUs QEMU has."""
-    for where in ("vm-virtio", "vm-amd"):
+    for where in _chosen(("vm-virtio", "vm-amd"), ("selftests",), args):
         _run(stage, where, ("selftests",), args)
 
 
@@ -255,12 +259,12 @@ def _debug(stage, args):
     The C driver only if asked for, to tell whose fault a report is: lockdep
     knows its deadlocks, and is silent for good once it has reported one.
     """
-    for where in _chosen(DEBUG, args):
+    for where in _chosen(DEBUG, DEBUG_STAGES, args):
         kind = machine.MACHINES[where]
         if "kasan" in kernel.RECIPES[kind.kernel].fragments:
             with stage.attempt("modules", f"{kind.kernel}: every crate is instrumented"):
                 _check_instrumented(_modules(kind.kernel))
-        _run(stage, where, ("kunit", "selftests"), args, args.driver or ["rust"])
+        _run(stage, where, DEBUG_STAGES, args, args.driver or ["rust"])
 
 
 def _check_instrumented(folder):
@@ -306,7 +310,7 @@ def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     description = selftests.Description()
     kind = machine.MACHINES[where]
     name, built = kind.kernel, _kernel(kind.kernel)
-    tests = description.select(kind.tests or where, stages, args.test)
+    tests = description.select(where, stages, args.test)
     drivers = drivers or args.driver or list(description.drivers)
     if leaks:
         tests = [test for test in tests if test.leaks]
@@ -345,12 +349,25 @@ STAGES = {
 def _kernels(name, args):
     if name == "debug":
         # Built only if asked for: they take long.
-        return [machine.MACHINES[where].kernel for where in _chosen(DEBUG, args)]
+        return [machine.MACHINES[where].kernel for where in _chosen(DEBUG, DEBUG_STAGES, args, tell=False)]
     return STAGES[name].kernels
 
 
-def _chosen(machines, args):
-    return [where for where in machines if not args.machine or where in args.machine]
+def _chosen(machines, stages, args, tell=True):
+    """Those of a stage's machines that are asked for: by their names, or else by having a test that is."""
+    if args.machine or not args.test:
+        return [where for where in machines if not args.machine or where in args.machine]
+    description = selftests.Description()
+    having = [where for where in machines
+              if any(test.name in args.test and test.stage in stages
+                     for test in description.tests_of(where))]
+    if not having:
+        raise ui.StepFailed(f"none of {', '.join(machines)} has a test {' or '.join(args.test)}",
+                            hint=description.where(args.test))
+    if tell and having != list(machines):
+        ui.info(f"{' and '.join(args.test)}: on {', '.join(having)}, not on "
+                f"{', '.join(where for where in machines if where not in having)}")
+    return having
 
 
 def _cargo_env():

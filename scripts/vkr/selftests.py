@@ -64,13 +64,25 @@ class Description:
             if names.count(test.name) > 1:
                 raise ui.StepFailed(f"{path.name}: two tests are called {test.name}")
 
+    def tests_of(self, where):
+        """The tests of a machine, some of which run those of another."""
+        described = machine.MACHINES[where].tests or where
+        return [test for test in self.tests if described in test.machines]
+
+    def where(self, names):
+        """Which machines have tests, in words."""
+        known = {test.name for test in self.tests}
+        if unknown := [name for name in names if name not in known]:
+            return f"there is no test {', '.join(unknown)}; there are: {', '.join(sorted(known))}"
+        having = {name: [where for where in machine.MACHINES
+                         if any(test.name == name for test in self.tests_of(where))] for name in names}
+        return "; ".join(f"{name} is a test of {', '.join(machines)}" for name, machines in having.items())
+
     def select(self, where, stages, only=()):
-        chosen = [test for test in self.tests
-                  if where in test.machines and test.stage in stages
-                  and (not only or test.name in only)]
+        chosen = [test for test in self.tests_of(where)
+                  if test.stage in stages and (not only or test.name in only)]
         if only and not chosen:
-            known = ", ".join(test.name for test in self.tests if where in test.machines)
-            raise ui.StepFailed(f"no such test on {where}: {', '.join(only)}", hint=f"there are: {known}")
+            raise ui.StepFailed(f"no such test on {where}: {', '.join(only)}", hint=self.where(only))
         return chosen
 
 
