@@ -133,14 +133,7 @@ impl Memory {
     #[track_caller]
     pub fn anon(len: u64) -> Verdict<Self> {
         let memory = Memory::unpopulated(len)?;
-        memory.advise(libc::MADV_NOHUGEPAGE).or_else(|errno| {
-            // A kernel without transparent huge pages has no use for the advice.
-            if errno == Errno::EINVAL {
-                Ok(())
-            } else {
-                Err(errno)
-            }
-        })?;
+        memory.keep_small()?;
         memory.fill(0x5a);
         Ok(memory)
     }
@@ -271,7 +264,7 @@ impl Memory {
         let tail = head.split_off(before);
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let head = head.place(PROT_RW, flags, -1, 0)?;
-        head.advise(libc::MADV_NOHUGEPAGE)?;
+        head.keep_small()?;
         head.fill(0x5a);
         let fd = device.file().as_raw_fd();
         let tail = tail.place(PROT_RW, libc::MAP_SHARED, fd, region.offset)?;
@@ -304,6 +297,15 @@ impl Memory {
     /// Removes the end of the mapping.
     pub fn truncate(&mut self, len: u64) {
         drop(self.split_off(len));
+    }
+
+    /// Keeps transparent huge pages away.
+    fn keep_small(&self) -> Result<(), Errno> {
+        match self.advise(libc::MADV_NOHUGEPAGE) {
+            // A kernel without them has no use for the advice.
+            Err(Errno::EINVAL) => Ok(()),
+            other => other,
+        }
     }
 
     fn advise(&self, advice: i32) -> Result<(), Errno> {
