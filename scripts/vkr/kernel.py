@@ -40,10 +40,11 @@ RECIPES = {
     # Kernels that watch themselves, see the stage "debug". Under UML's large
     # code model clang puts data into sections that UML's linker script leaves
     # outside of .bss, where lockdep takes no key of a lock for static. (Its vDSO
-    # has another model, for which the flag means nothing.)
+    # has another model, for which the flag means nothing.) Not in modules: where
+    # theirs is loaded, 32 bits do not reach it.
     "um-debug": Recipe("um", ("common", "um", "debug", "kasan"), ("linux", "modules"), "linux", 1233,
                        ("CONFIG_VFIO_IOMMU_TYPE1=m",
-                        "KCFLAGS=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument"),
+                        "CFLAGS_KERNEL=-mlarge-data-threshold=2147483647 -Wno-unused-command-line-argument"),
                        usual=False),
     "x86_64-debug": Recipe("x86_64", ("common", "x86_64", "debug", "kasan"), ("bzImage", "modules"),
                            "arch/x86/boot/bzImage", 2260, usual=False),
