@@ -206,6 +206,18 @@ impl View {
         self
     }
 
+    /// The same with the ranges of `after`, if all of those are there, with what is between them.
+    pub(crate) fn with_holes_of(mut self, after: &View) -> Self {
+        let is_there = |(first, last): &(u64, u64)| {
+            let mut ranges = self.iova.iter();
+            ranges.any(|(from, to)| from <= first && last <= to)
+        };
+        if after.iova.iter().all(is_there) {
+            self.iova.clone_from(&after.iova);
+        }
+        self
+    }
+
     /// The same with the number of domains of `after`, if it has more, each with all mappings.
     pub(crate) fn with_domains_of(mut self, after: &View) -> Self {
         let (now, want) = (&mut self.ground, &after.ground);

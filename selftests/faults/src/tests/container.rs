@@ -80,11 +80,14 @@ fn set_iommu(env: &Env, places: Places, model: Model) -> Verdict {
             rig,
         })
     };
-    Sweep::new(env, prepare)
-        .cheap(places != PCI)
+    let sweep = Sweep::new(env, prepare)
         .errnos(&[Errno::ENOMEM])
-        .verify(|_, _| env.check_driver(model, None))
-        .run()
+        .verify(|_, _| env.check_driver(model, None));
+    if places == PCI {
+        sweep.holes_may_hide().run()
+    } else {
+        sweep.cheap(true).run()
+    }
 }
 
 fn info(env: &Env, places: Places) -> Verdict {
