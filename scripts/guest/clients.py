@@ -16,8 +16,8 @@ import sys
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from vmm import (MIB, PAGE, Problem, Qemu, Results, Translations, containers, eventually, expect, locked,  # noqa: E402
-                 pins, read, write)
+from kernel import locked, pins, write  # noqa: E402
+from vmm import MIB, PAGE, Problem, Qemu, Results, Translations, containers, eventually, expect  # noqa: E402
 
 GUEST_MEMORY = 256 * MIB
 MTTY = "/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1"

@@ -25,6 +25,7 @@ import time
 from collections import Counter, namedtuple
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import kernel  # noqa: E402
 from hugetlbfs import hugetlbfs  # noqa: E402
 
 #: Emulated igb loses what comes while its ring is full, and nothing stops who
@@ -150,8 +151,7 @@ class Ioctls:
         return self
 
     def set(self, name, value):
-        with open(f"{self.base}/{name}", "w") as file:
-            file.write(str(value))
+        kernel.write(f"{self.base}/{name}", str(value))
 
     def __exit__(self, *_):
         for event in ("sys_enter", "sys_exit"):
@@ -218,16 +218,8 @@ def differences(sent, got):
 
 
 def dma_faults(log):
-    """What the IOMMU has refused since the last look."""
-    lines = []
-    while True:
-        try:
-            text = os.read(log, 8192).decode(errors="replace")
-        except BlockingIOError:
-            return [line for line in lines if re.search(r"(?:DMAR|AMD-Vi):.*fault|viommu.*fault", line, re.IGNORECASE)]
-        except BrokenPipeError:
-            continue
-        lines.append(text.partition(";")[2].splitlines()[0])
+    """What of these lines says that the IOMMU refused something."""
+    return [line for line in log if re.search(r"(?:DMAR|AMD-Vi):.*fault|viommu.*fault", line, re.IGNORECASE)]
 
 
 def command(root, near, far, mode, huge):
@@ -298,20 +290,16 @@ def run(root, near, far, mode):
             os.unlink(f"/run/dpdk-out{direction}")
     # testpmd opens the files when it starts.
     content = sent(0)
-    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    log = kernel.Log()
     problems = []
-    try:
-        os.lseek(log, 0, os.SEEK_END)
-        with hugetlbfs(mode.huge) as huge, Ioctls() as ioctls:
-            argv, environment = command(root, near, far, mode, huge)
-            with Testpmd(argv, environment) as testpmd:
-                try:
-                    drive(testpmd, near, mode, content)
-                except Failed as failed:
-                    problems += [str(failed), *testpmd.said.splitlines()[-20:]]
-        problems += dma_faults(log)
-    finally:
-        os.close(log)
+    with hugetlbfs(mode.huge) as huge, Ioctls() as ioctls:
+        argv, environment = command(root, near, far, mode, huge)
+        with Testpmd(argv, environment) as testpmd:
+            try:
+                drive(testpmd, near, mode, content)
+            except Failed as failed:
+                problems += [str(failed), *testpmd.said.splitlines()[-20:]]
+    problems += dma_faults(log.news())
     made = ", ".join(f"{what} {ioctls.made[what]}" for what in IOCTLS.values())
     for what, least in {"MAP_DMA": 1, "SET_CONTAINER": 2, **mode.least}.items():
         if ioctls.made[what] < least:

@@ -22,12 +22,11 @@ import time
 from collections import namedtuple
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import kernel  # noqa: E402
 from hugetlbfs import hugetlbfs  # noqa: E402
 
 PR_CAPBSET_DROP = 24
 CAP_IPC_LOCK = 14
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 # How a program is run, and what makes a pass. One that ends must exit with 0.
@@ -158,15 +157,14 @@ def plain(text):
 
 def cpu_seconds(pid):
     """What a process, with its threads, has used of the CPU."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
+    fields = kernel.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def restrict(program):
     """Makes the limit on locked memory hold, which root is exempt from."""
     if program.memlock:
-        if libc.prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0):
+        if kernel.libc.prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "drop CAP_IPC_LOCK")
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (program.memlock, program.memlock))
 
@@ -214,29 +212,17 @@ def run(program, command):
     return plain(text), status, cpu
 
 
-def kernel_log(fd):
-    lines = []
-    while True:
-        try:
-            lines.append(os.read(fd, 8192).decode(errors="replace"))
-        except BlockingIOError:
-            return lines
-        except BrokenPipeError:
-            continue
-
-
 def main(folder, name, address):
     program = PROGRAMS[name]
     group = os.path.basename(os.readlink(f"/sys/bus/pci/devices/{address}/iommu_group"))
-    log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    os.lseek(log, 0, os.SEEK_END)
+    log = kernel.Log()
     with hugetlbfs(program.huge) as huge:
         places = {"device": address, "group": group, "huge": huge}
         command = [f"{folder}/{program.path}", *(word.format(**places) for word in program.arguments)]
         began = time.monotonic()
         text, status, cpu = run(program, command)
         seconds = time.monotonic() - began
-    found = faults(program, text, status, cpu, kernel_log(log))
+    found = faults(program, text, status, cpu, log.news())
     print("KTAP version 1\n1..1")
     for line in [*text.splitlines()[-30:], *found]:
         print(f"# {line}")

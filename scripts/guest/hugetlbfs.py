@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import os
 
-libc = ctypes.CDLL(None, use_errno=True)
+from kernel import libc
 
 
 @contextlib.contextmanager

@@ -22,10 +22,14 @@ import subprocess
 import sys
 import time
 
-DELETE_MODULE, FINIT_MODULE = {"x86_64": (176, 313), "aarch64": (106, 273)}[os.uname().machine]
-RB_POWER_OFF = 0x4321FEDC
+# Python was told not to look beside this file.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-libc = ctypes.CDLL(None, use_errno=True)
+import kernel  # noqa: E402
+from kernel import libc, pinned_pages, read, unload_module, write  # noqa: E402
+
+FINIT_MODULE = {"x86_64": 313, "aarch64": 273}[os.uname().machine]
+RB_POWER_OFF = 0x4321FEDC
 
 
 class Trouble(Exception):
@@ -58,37 +62,6 @@ def find_port(name):
     raise Trouble(f"no virtio port is called {name}")
 
 
-class KernelLog:
-    """What the kernel has logged since the last look."""
-
-    def __init__(self):
-        self.fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-
-    def news(self):
-        lines = []
-        while True:
-            try:
-                record = os.read(self.fd, 8192).decode(errors="replace")
-            except BlockingIOError:
-                return "\n".join(lines)
-            except BrokenPipeError:
-                lines.append("(kernel messages were lost here)")
-                continue
-            head, _, text = record.partition(";")
-            stamp = int(head.split(",")[2])
-            lines.append(f"[{stamp / 1e6:12.6f}] {text.splitlines()[0]}")
-
-
-def read(path):
-    with open(path) as file:
-        return file.read()
-
-
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
-
-
 def load_module(path, parameters=""):
     """0, or the errno the kernel refused with."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -103,12 +76,6 @@ def load_module(path, parameters=""):
 def require_module(path, parameters=""):
     if (error := load_module(path, parameters)) not in (0, errno.EEXIST):
         raise Trouble(f"{module_name(path)} does not load: {os.strerror(error)}")
-
-
-def unload_module(name):
-    if libc.syscall(ctypes.c_long(DELETE_MODULE), name.encode(), os.O_NONBLOCK) == 0:
-        return 0
-    return ctypes.get_errno()
 
 
 def module_name(path):
@@ -147,14 +114,6 @@ def bind(address, driver):
     write("/sys/bus/pci/drivers_probe", address)
     if not os.path.islink(link) or os.path.basename(os.readlink(link)) != driver:
         raise Trouble(f"{driver} did not take {address}")
-
-
-def pinned_pages():
-    """Long-term pins taken and given back since boot."""
-    # Each CPU keeps a part of the counts to itself until told to add it up.
-    write("/proc/sys/vm/stat_refresh", "1")
-    counts = dict(line.split() for line in read("/proc/vmstat").splitlines())
-    return int(counts["nr_foll_pin_acquired"]), int(counts["nr_foll_pin_released"])
 
 
 @contextlib.contextmanager
@@ -205,15 +164,15 @@ class Runner:
     def __init__(self, plan):
         self.plan = plan
         self.transcript = Transcript(plan["transcript"])
-        self.log = KernelLog()
+        self.log = kernel.Log(boot=True)
         self.places = {}
 
     def say(self, event, **more):
         self.transcript.say(event=event, **more)
 
     def kernel_log(self, test):
-        if text := self.log.news():
-            self.say("kernel", test=test, text=text)
+        if lines := self.log.news():
+            self.say("kernel", test=test, text="\n".join(lines))
 
     def main(self):
         self.say("start", release=os.uname().release, uptime=float(read("/proc/uptime").split()[0]))

@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 import time
 
+from kernel import read, write
+
 #: Seconds for anything a guest does: its processor is emulated twice over, on a busy host.
 PATIENCE = 600
 MIB = 1 << 20
@@ -27,16 +29,6 @@ CONTAINERS = "/sys/kernel/debug/vfio_type1_rs/containers"
 
 class Problem(Exception):
     """Something is not as it should be; the message says what."""
-
-
-def read(path):
-    with open(path) as file:
-        return file.read()
-
-
-def write(path, text):
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def expect(what, got, wanted):
@@ -297,19 +289,6 @@ def containers():
     except FileNotFoundError:
         return None
     return [Container(part) for part in re.split(r"^container \d+\n", text, flags=re.MULTILINE)[1:]]
-
-
-def locked(pid):
-    """Bytes accounted to a process as locked, which is what type1 pins for it."""
-    return int(re.search(r"^VmLck:\s+(\d+) kB", read(f"/proc/{pid}/status"), re.MULTILINE)[1]) << 10
-
-
-def pins():
-    """Pages pinned for long and not yet given back, by anyone."""
-    # Each CPU keeps a part of the counts to itself until told to add it up.
-    write("/proc/sys/vm/stat_refresh", "1")
-    counts = dict(line.split() for line in read("/proc/vmstat").splitlines())
-    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
 
 
 class Translations:
