@@ -12,14 +12,6 @@ mod process;
 mod rw;
 mod unmap;
 
-use harness::check::{
-    Stop,
-    Verdict, //
-};
-use harness::env::{
-    Driver,
-    Env, //
-};
 pub(crate) use harness::proc::PinCount;
 use harness::runner::Test;
 
@@ -43,14 +35,3 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
 
 /// Where tests map unless the place matters.
 const IOVA: u64 = 16 << 20;
-
-/// Skips what the C driver does not survive; see Documentation/uapi-parity.md.
-#[track_caller]
-fn need_rust(env: &Env) -> Verdict {
-    match env.expected {
-        Some(Driver::Rust) => Ok(()),
-        _ => Err(Stop::skip(
-            "a driver that survives this (--expect-driver rust)",
-        )),
-    }
-}

@@ -249,6 +249,17 @@ impl Env {
             .ok_or_else(|| Stop::skip("an edu device (--edu)"))
     }
 
+    /// Skips what the C driver does not survive; see Documentation/uapi-parity.md.
+    #[track_caller]
+    pub fn need_rust(&self) -> Verdict {
+        match self.expected {
+            Some(Driver::Rust) => Ok(()),
+            _ => Err(Stop::skip(
+                "a driver that survives this (--expect-driver rust)",
+            )),
+        }
+    }
+
     /// A container with the first device's group.
     #[track_caller]
     pub fn open(&self, model: Model) -> Verdict<Session<'_>> {

@@ -22,10 +22,6 @@ use harness::check::{
     Stop,
     Verdict, //
 };
-use harness::env::{
-    Driver,
-    Env, //
-};
 use harness::info::Info;
 use harness::runner::Test;
 use harness::soft::{
@@ -57,17 +53,6 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
 
 /// Where tests map unless the place matters: a multiple of all page sizes but 1 GiB.
 const IOVA: u64 = 16 << 20;
-
-/// Skips what the C driver does not survive; see Documentation/uapi-parity.md.
-#[track_caller]
-fn need_rust(env: &Env) -> Verdict {
-    match env.expected {
-        Some(Driver::Rust) => Ok(()),
-        _ => Err(Stop::skip(
-            "a driver that survives this (--expect-driver rust)",
-        )),
-    }
-}
 
 /// Fails unless all bytes were done.
 #[track_caller]

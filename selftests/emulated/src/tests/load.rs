@@ -35,7 +35,6 @@ use harness::vfio::{
 use nix::errno::Errno;
 
 use super::{
-    need_rust,
     PinCount,
     IOVA, //
 };
@@ -73,7 +72,7 @@ fn apart(env: &Env) -> Verdict {
     const ROUNDS: u64 = 100;
     // The C driver asks drivers to unpin with one of its mutexes held, and takes that one with
     // the other held when somebody else unmaps: two who unmap pinned pages wait for each other.
-    need_rust(env)?;
+    env.need_rust()?;
     let pins = PinCount::begin()?;
     let session = Session::with(env, Model::V2, &[Which::First, Which::Second])?;
     let memory = Memory::anon(THREADS * SPAN)?;
@@ -209,7 +208,7 @@ fn devices(env: &Env) -> Verdict {
     const ROUNDS: u64 = 200;
     // Registering a device takes the C driver's two mutexes in the order in which unmapping with
     // pins does not.
-    need_rust(env)?;
+    env.need_rust()?;
     let pins = PinCount::begin()?;
     let mut session = Session::with(env, Model::V2, &[Which::First, Which::Second])?;
     session.devices.pop();

@@ -28,7 +28,6 @@ use harness::vfio::{
 use nix::errno::Errno;
 
 use super::{
-    need_rust,
     PinCount,
     IOVA, //
 };
@@ -147,7 +146,7 @@ fn close(env: &Env) -> Verdict {
 
 fn stubborn(env: &Env) -> Verdict {
     // The C driver gives up on such a device with BUG().
-    need_rust(env)?;
+    env.need_rust()?;
     let session = Session::with(env, Model::V2, &[Which::First, Which::Second])?;
     let (bad, good) = (&session.devices[0], &session.devices[1]);
     let memory = Memory::anon(16 * PAGE)?;
@@ -193,7 +192,7 @@ fn stubborn(env: &Env) -> Verdict {
 }
 
 fn stubborn_all(env: &Env) -> Verdict {
-    need_rust(env)?;
+    env.need_rust()?;
     let mut session = Session::open(env, Model::V2)?;
     let memory = Memory::anon(12 * PAGE)?;
     let before = locked()?;

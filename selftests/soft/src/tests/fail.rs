@@ -42,7 +42,6 @@ use super::{
     expect_done,
     expect_same,
     expect_unmapped,
-    need_rust,
     IOVA, //
 };
 
@@ -287,7 +286,7 @@ fn unmap(env: &Env) -> Verdict {
 
 fn unmap_two(env: &Env) -> Verdict {
     // The C driver unpins what the second one still maps, and the device writes to it.
-    need_rust(env)?;
+    env.need_rust()?;
     let devices = [("plain", 0), ("foreign", 0)];
     let session = Session::with(env, Model::V2, &devices)?;
     for control in &session.engines {

@@ -39,7 +39,6 @@ use super::{
     expect_done,
     expect_same,
     expect_unmapped,
-    need_rust,
     page_sizes,
     ranges,
     runs,
@@ -234,7 +233,7 @@ fn common(env: &Env) -> Verdict {
 
 fn big(env: &Env) -> Verdict {
     // The C driver does the same, with a warning in the log for each call.
-    need_rust(env)?;
+    env.need_rust()?;
     let pins = PinCount::begin()?;
     let before = locked()?;
     let session = Session::open(env, "big")?;
@@ -269,7 +268,7 @@ fn big(env: &Env) -> Verdict {
 }
 
 fn big_joins(env: &Env) -> Verdict {
-    need_rust(env)?;
+    env.need_rust()?;
     let memory = device_memory(env)?;
     let base = Memory::scattered(PAGE)?;
     let mut session = Session::open(env, "plain")?;
@@ -335,7 +334,7 @@ fn leaf_1g(env: &Env) -> Verdict {
 
 fn no_common_size(env: &Env) -> Verdict {
     // The C driver computes the lowest bit of zero.
-    need_rust(env)?;
+    env.need_rust()?;
     let memory = Memory::anon(PAGE)?;
     let mut session = Session::open(env, "small")?;
     let refused = session.add("big", 0)?;
