@@ -9,10 +9,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use harness::cli::Options;
-use harness::env::{
-    Env,
-    Pci, //
-};
 
 /// Check what drivers of mediated devices get from VFIO type1.
 ///
@@ -33,11 +29,6 @@ struct Args {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-
-    let env = Env {
-        devices: args.device.map(|bdf| Pci { bdf }).into_iter().collect(),
-        expected: args.options.expect_driver,
-        ..Env::default()
-    };
+    let env = args.options.env(args.device);
     args.options.carry_out(&env, tests::all(), &[])
 }

@@ -18,10 +18,6 @@ use anyhow::{
 };
 use clap::Parser;
 use harness::cli::Options;
-use harness::env::{
-    Env,
-    Pci, //
-};
 use type1_status::host::{
     C_DRIVER,
     RUST_DRIVER, //
@@ -60,12 +56,7 @@ struct Args {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-
-    let env = Env {
-        devices: args.device.map(|bdf| Pci { bdf }).into_iter().collect(),
-        expected: args.options.expect_driver,
-        ..Env::default()
-    };
+    let env = args.options.env(args.device);
     tests::set_module(args.module);
     let _settings = if args.options.lists() {
         None

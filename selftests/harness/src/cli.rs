@@ -14,7 +14,8 @@ use regex::Regex;
 
 use crate::env::{
     Driver,
-    Env, //
+    Env,
+    Pci, //
 };
 use crate::runner::{
     self,
@@ -45,6 +46,15 @@ pub struct Options {
 }
 
 impl Options {
+    /// The machine under test, with these functions bound to vfio-pci, by their addresses.
+    pub fn env(&self, devices: impl IntoIterator<Item = String>) -> Env {
+        Env {
+            devices: devices.into_iter().map(|bdf| Pci { bdf }).collect(),
+            expected: self.expect_driver,
+            ..Env::default()
+        }
+    }
+
     /// Whether the tests are only to be listed.
     pub fn lists(&self) -> bool {
         self.list

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use harness::cli::Options;
-use harness::env::Env;
 
 /// Check what VFIO type1 makes of IOMMUs that differ in page sizes, coherency and width.
 ///
@@ -26,9 +25,6 @@ struct Args {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    let env = Env {
-        expected: args.options.expect_driver,
-        ..Env::default()
-    };
+    let env = args.options.env(None);
     args.options.carry_out(&env, tests::all(), &[])
 }

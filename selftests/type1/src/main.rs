@@ -53,13 +53,10 @@ fn main() -> Result<ExitCode> {
         return Ok(tests::process::after_exec(fd));
     }
 
-    let pci = |bdf| Pci { bdf };
     let env = Env {
-        devices: args.devices.into_iter().map(pci).collect(),
-        edu: args.edu.map(pci),
+        edu: args.edu.map(|bdf| Pci { bdf }),
         edu_is_second: !args.group_noedu,
-        expected: args.options.expect_driver,
-        ..Env::default()
+        ..args.options.env(args.devices)
     };
     args.options.carry_out(&env, tests::all(), &[BALANCE])
 }
