@@ -79,12 +79,9 @@ impl PinCount {
     /// Begins to count.
     #[track_caller]
     pub fn begin() -> Verdict<Self> {
-        Ok(PinCount(Self::now()?))
-    }
-
-    #[track_caller]
-    fn now() -> Verdict<i64> {
-        pinned_pages().ok_or_else(|| Stop::skip("nr_foll_pin_acquired in /proc/vmstat"))
+        pinned_pages()
+            .map(PinCount)
+            .ok_or_else(|| Stop::skip("nr_foll_pin_acquired in /proc/vmstat"))
     }
 
     /// Fails unless `want` more pages are pinned than at the beginning. Others may pin some for a
@@ -93,13 +90,16 @@ impl PinCount {
     pub fn expect(&self, want: i64) -> Verdict {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            let got = Self::now()? - self.0;
+            let Some(now) = pinned_pages() else {
+                return Err(Stop::fail("/proc/vmstat has lost its pin counters"));
+            };
+            let got = now - self.0;
             if got == want {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 return Err(Stop::fail(format_args!(
-                    "pages pinned: expected {want}, got {got}"
+                    "pages pinned meanwhile: expected {want}, got {got}"
                 )));
             }
             thread::sleep(Duration::from_millis(20));

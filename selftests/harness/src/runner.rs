@@ -16,11 +16,7 @@ use std::panic::{
     catch_unwind,
     AssertUnwindSafe, //
 };
-use std::thread;
-use std::time::{
-    Duration,
-    Instant, //
-};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{
@@ -44,7 +40,10 @@ use crate::check::{
     Verdict, //
 };
 use crate::env::Env;
-use crate::proc;
+use crate::proc::{
+    self,
+    PinCount, //
+};
 
 /// A named check.
 #[derive(Clone, Copy)]
@@ -81,7 +80,7 @@ pub(crate) struct Totals {
 /// Runs `tests` in order, then checks that nothing stayed pinned.
 pub(crate) fn run(env: &Env, tests: &[Test], limit: Duration) -> io::Result<Totals> {
     let mut totals = Totals::default();
-    let before = proc::pinned_pages();
+    let pins = PinCount::begin();
 
     println!("KTAP version 1");
     println!("1..{}", tests.len() + 1);
@@ -89,10 +88,7 @@ pub(crate) fn run(env: &Env, tests: &[Test], limit: Duration) -> io::Result<Tota
         let verdict = run_one(env, test, limit)?;
         totals.print(index + 1, test.name, verdict);
     }
-    let verdict = match before {
-        None => Err(Stop::skip("nr_foll_pin_acquired in /proc/vmstat")),
-        Some(before) => settled(before),
-    };
+    let verdict = pins.and_then(|pins| pins.expect(0));
     totals.print(tests.len() + 1, BALANCE.0, verdict);
 
     println!(
@@ -128,9 +124,9 @@ impl Totals {
 
 /// Runs one test, with the checks that hold for all of them.
 fn run_one(env: &Env, test: &Test, limit: Duration) -> io::Result<Verdict> {
-    let pinned = proc::pinned_pages();
+    let pins = PinCount::begin();
     let verdict = in_child(|| guarded(env, test), limit)?;
-    Ok(verdict.and_then(|()| pinned.map_or(Ok(()), settled)))
+    Ok(verdict.and_then(|()| pins.map_or(Ok(()), |pins| pins.expect(0))))
 }
 
 /// The body of a test, with what it may not leave behind.
@@ -138,27 +134,6 @@ fn guarded(env: &Env, test: &Test) -> Verdict {
     let before = proc::locked()?;
     (test.body)(env)?;
     expect_eq("locked memory after the test", proc::locked()?, before)
-}
-
-/// Waits until as many pages are pinned as were `before`.
-///
-/// Others on the machine pin pages too, for a moment, so an imbalance only counts if it stays.
-fn settled(before: i64) -> Verdict {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let Some(now) = proc::pinned_pages() else {
-            return Err(Stop::fail("/proc/vmstat has lost its pin counters"));
-        };
-        if now == before {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(Stop::fail(format_args!(
-                "nr_foll_pin_acquired - nr_foll_pin_released: expected {before}, got {now}"
-            )));
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Runs `body` in a forked process and in its own process group, for at most `limit`.
