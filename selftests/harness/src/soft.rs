@@ -154,6 +154,36 @@ pub struct RawDma {
     pub reserved: u32,
 }
 
+impl RawDma {
+    /// Asks for something to be done to a range.
+    pub fn new(op: Op, iova: u64, len: u64, threads: u32) -> Self {
+        RawDma {
+            op: op as u32,
+            threads,
+            iova,
+            len,
+            ..RawDma::default()
+        }
+    }
+}
+
+impl Display for RawDma {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RawDma {
+            op,
+            threads,
+            iova,
+            iova2,
+            len,
+            ..
+        } = self;
+        write!(
+            f,
+            "op {op}, {threads} threads, iova {iova:#x}, iova2 {iova2:#x}, {len:#x} bytes"
+        )
+    }
+}
+
 /// What came of DMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dma {
@@ -429,18 +459,9 @@ impl Engine {
 
     /// Does DMA with whatever arguments. Faults are no errors.
     pub fn dma_with(&self, arg: &mut RawDma) -> Sys {
-        let RawDma {
-            op,
-            threads,
-            iova,
-            iova2,
-            len,
-            ..
-        } = *arg;
-        let call = format_args!(
-            "dma(op {op}, {threads} threads, iova {iova:#x}, iova2 {iova2:#x}, {len:#x} bytes)"
-        );
-        self.call(code::DMA, arg, call).map(drop)
+        let asked = *arg;
+        self.call(code::DMA, arg, format_args!("dma({asked})"))
+            .map(drop)
     }
 
     fn dma(&self, mut arg: RawDma) -> Sys<Dma> {
@@ -454,49 +475,25 @@ impl Engine {
 
     /// Fills a range, by `threads` kernel threads.
     pub fn fill(&self, iova: u64, len: u64, seed: u64, threads: u32) -> Sys<Dma> {
-        self.dma(RawDma {
-            op: Op::Fill as u32,
-            threads,
-            iova,
-            len,
-            seed,
-            ..RawDma::default()
-        })
+        let arg = RawDma::new(Op::Fill, iova, len, threads);
+        self.dma(RawDma { seed, ..arg })
     }
 
     /// Writes eight bytes to each page of a range.
     pub fn touch(&self, iova: u64, len: u64, seed: u64, threads: u32) -> Sys<Dma> {
-        self.dma(RawDma {
-            op: Op::Touch as u32,
-            threads,
-            iova,
-            len,
-            seed,
-            ..RawDma::default()
-        })
+        let arg = RawDma::new(Op::Touch, iova, len, threads);
+        self.dma(RawDma { seed, ..arg })
     }
 
     /// Copies a range to another.
     pub fn copy(&self, from: u64, to: u64, len: u64, threads: u32) -> Sys<Dma> {
-        self.dma(RawDma {
-            op: Op::Copy as u32,
-            threads,
-            iova: to,
-            iova2: from,
-            len,
-            ..RawDma::default()
-        })
+        let arg = RawDma::new(Op::Copy, to, len, threads);
+        self.dma(RawDma { iova2: from, ..arg })
     }
 
     /// Reads a range and sums it up.
     pub fn checksum(&self, iova: u64, len: u64, threads: u32) -> Sys<Dma> {
-        self.dma(RawDma {
-            op: Op::Checksum as u32,
-            threads,
-            iova,
-            len,
-            ..RawDma::default()
-        })
+        self.dma(RawDma::new(Op::Checksum, iova, len, threads))
     }
 
     /// Reads a word or part of it, to see whether it can be reached.
@@ -508,28 +505,17 @@ impl Engine {
     /// Starts DMA in the background, within one range.
     pub fn start(&self, op: Op, iova: u64, len: u64, seed: u64, threads: u32) -> Sys {
         self.start_with(&mut RawDma {
-            op: op as u32,
-            threads,
-            iova,
             iova2: iova,
-            len,
             seed,
-            ..RawDma::default()
+            ..RawDma::new(op, iova, len, threads)
         })
     }
 
     /// Starts DMA in the background with whatever arguments.
     pub fn start_with(&self, arg: &mut RawDma) -> Sys {
-        let RawDma {
-            op,
-            threads,
-            iova,
-            len,
-            ..
-        } = *arg;
-        let call =
-            format_args!("start(op {op}, {threads} threads, iova {iova:#x}, {len:#x} bytes)");
-        self.call(code::START, arg, call).map(drop)
+        let asked = *arg;
+        self.call(code::START, arg, format_args!("start({asked})"))
+            .map(drop)
     }
 
     /// Ends DMA in the background.
