@@ -219,8 +219,7 @@ impl Emulated {
     /// Issues an ioctl whose argument is a structure.
     fn call<T>(&self, code: libc::Ioctl, arg: &mut T, call: String) -> Sys<i32> {
         // SAFETY: The module reads and writes `T`, and what `T` points to is the caller's.
-        let ret = unsafe { libc::ioctl(self.0.file().as_raw_fd(), code, &raw mut *arg) };
-        Errno::result(ret).map_err(|errno| SysError { call, errno })
+        unsafe { self.0.call(code, arg, call) }
     }
 
     /// Pins all pages or none; fails the test if pointers to pages are left of a failure.

@@ -7,7 +7,6 @@ use std::fmt::{
     Display, //
 };
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -21,7 +20,6 @@ use crate::check::{
     missing_or_fail,
     Stop,
     Sys,
-    SysError,
     Verdict, //
 };
 use crate::env::{
@@ -450,11 +448,7 @@ impl Engine {
     /// Issues an ioctl whose argument is a structure.
     fn call<T>(&self, code: libc::Ioctl, arg: &mut T, call: impl Display) -> Sys<i32> {
         // SAFETY: The module reads and writes `T`, and what `T` points to is the caller's.
-        let ret = unsafe { libc::ioctl(self.0.file().as_raw_fd(), code, &raw mut *arg) };
-        Errno::result(ret).map_err(|errno| SysError {
-            call: call.to_string(),
-            errno,
-        })
+        unsafe { self.0.call(code, arg, call) }
     }
 
     /// Does DMA with whatever arguments. Faults are no errors.

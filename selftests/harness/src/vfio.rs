@@ -8,6 +8,7 @@
 //! device of these tests does DMA by itself: bus mastering is off until [`Device::enable`] turns
 //! it on, which tests do for devices only that access nothing but what they are told to.
 
+use std::fmt::Display;
 use std::fs::{
     File,
     OpenOptions, //
@@ -464,6 +465,26 @@ impl Device {
         &self.0
     }
 
+    /// Issues an ioctl whose argument is a structure; a failure refers to it as `call`.
+    ///
+    /// # Safety
+    ///
+    /// The ioctl reads and writes no more than `arg` and what `arg` points to, and the latter is
+    /// the caller's.
+    pub(crate) unsafe fn call<T>(
+        &self,
+        code: libc::Ioctl,
+        arg: &mut T,
+        call: impl Display,
+    ) -> Sys<i32> {
+        // SAFETY: The descriptor is open; the caller vouches for the argument.
+        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), code, &raw mut *arg) };
+        Errno::result(ret).map_err(|errno| SysError {
+            call: call.to_string(),
+            errno,
+        })
+    }
+
     /// Asks where a region lies.
     pub fn region(&self, index: u32) -> Sys<Region> {
         let mut info = vfio::vfio_region_info {
@@ -471,18 +492,10 @@ impl Device {
             index,
             ..Default::default()
         };
+        let command = Command::DEVICE_GET_REGION_INFO;
+        let call = format_args!("{}({index})", command.name());
         // SAFETY: The kernel writes at most the structure, whose size it is told.
-        let ret = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                Command::DEVICE_GET_REGION_INFO.code(),
-                &raw mut info,
-            )
-        };
-        Errno::result(ret).map_err(|errno| SysError {
-            call: format!("{}({index})", Command::DEVICE_GET_REGION_INFO.name()),
-            errno,
-        })?;
+        unsafe { self.call(command.code(), &mut info, call) }?;
         Ok(Region {
             flags: info.flags,
             size: info.size,
@@ -508,18 +521,10 @@ impl Device {
             },
             eventfd: event.as_raw_fd(),
         };
+        let command = Command::DEVICE_SET_IRQS;
+        let call = format_args!("{}(MSI 0)", command.name());
         // SAFETY: The kernel reads the structure and one descriptor behind it.
-        let ret = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                Command::DEVICE_SET_IRQS.code(),
-                &raw mut arg,
-            )
-        };
-        Errno::result(ret).map(drop).map_err(|errno| SysError {
-            call: format!("{}(MSI 0)", Command::DEVICE_SET_IRQS.name()),
-            errno,
-        })
+        unsafe { self.call(command.code(), &mut arg, call) }.map(drop)
     }
 
     /// Sets bits in the PCI command register.
