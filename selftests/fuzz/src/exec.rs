@@ -179,6 +179,11 @@ impl Window {
         bytes
     }
 
+    fn put_words(self, words: &[u64]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.put(0, &bytes);
+    }
+
     fn words<const N: usize>(self) -> [u64; N] {
         let bytes = self.get(0, 8 * N);
         std::array::from_fn(|n| {
@@ -967,10 +972,7 @@ impl Run<'_> {
         else {
             return Ok(Outcome::Skipped("not a map"));
         };
-        let mut bytes = [argsz.to_ne_bytes(), flags.to_ne_bytes()].concat();
-        for word in [vaddr, iova, size] {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
+        let bytes = argument(argsz, flags, [vaddr, iova, size]);
         let outcome = self.structure(step.who, c, Command::MAP_DMA, &bytes, place, record)?;
         if outcome.is_done() {
             let owner = self.owner(step.who);
@@ -1008,10 +1010,8 @@ impl Run<'_> {
         else {
             return Ok(Outcome::Skipped("not an unmap"));
         };
-        let mut bytes = [argsz.to_ne_bytes(), flags.to_ne_bytes()].concat();
-        bytes.extend_from_slice(&iova.to_ne_bytes());
-        bytes.extend_from_slice(&size.to_ne_bytes());
-        push_bitmap(&mut bytes, bitmap.as_ref());
+        let words = [iova, size].into_iter().chain(described(bitmap.as_ref()));
+        let bytes = argument(argsz, flags, words);
 
         let last = iova.wrapping_add(size.wrapping_sub(1));
         let (first, last) = if flags & 2 != 0 {
@@ -1051,10 +1051,8 @@ impl Run<'_> {
         else {
             return Ok(Outcome::Skipped("not about dirty pages"));
         };
-        let mut bytes = [argsz.to_ne_bytes(), flags.to_ne_bytes()].concat();
-        bytes.extend_from_slice(&iova.to_ne_bytes());
-        bytes.extend_from_slice(&size.to_ne_bytes());
-        push_bitmap(&mut bytes, bitmap.as_ref());
+        let words = [iova, size].into_iter().chain(described(bitmap.as_ref()));
+        let bytes = argument(argsz, flags, words);
 
         let last = iova.checked_add(size.wrapping_sub(1));
         let range = last.filter(|_| flags == 4).map(|last| (iova, last));
@@ -1088,13 +1086,10 @@ impl Run<'_> {
             Ok(())
         };
         if unmap {
-            let header = [24u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat();
-            let all = [header, vec![0; 16]].concat();
-            call(self, Command::UNMAP_DMA, &all)?;
+            call(self, Command::UNMAP_DMA, &argument(24, 2, [0, 0]))?;
             self.model(c).mappings.clear();
         }
-        let stop = [8u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat();
-        call(self, Command::DIRTY_PAGES, &stop)?;
+        call(self, Command::DIRTY_PAGES, &argument(8, 2, []))?;
         self.model(c).stopped();
         Ok(())
     }
@@ -1138,9 +1133,7 @@ impl Run<'_> {
             }
             _ => return Ok(Outcome::Skipped("not for a driver")),
         };
-        for (n, word) in (0..).zip(&words) {
-            SCRATCH.put(8 * n, &word.to_ne_bytes());
-        }
+        SCRATCH.put_words(&words);
         let fd = self.group(unit).device.context("no device")?;
         let outcome = Outcome::from_raw(self.ioctl(step.who, fd, cmd, SCRATCH.addr)?);
         match step.op {
@@ -1210,9 +1203,7 @@ impl Run<'_> {
         };
         // `struct vrs_iommu_dma`, carried out by the calling task.
         let words = [op as u64, iova, 0, len, seed, 0, 0, 0, 0];
-        for (n, word) in (0..).zip(words) {
-            SCRATCH.put(8 * n, &word.to_ne_bytes());
-        }
+        SCRATCH.put_words(&words);
         let fd = self.group(unit).device.context("no device")?;
         let ret = self.ioctl(step.who, fd, soft::code::DMA, SCRATCH.addr)?;
         let after: [u64; 9] = SCRATCH.words();
@@ -1241,9 +1232,7 @@ impl Run<'_> {
         let mut view: Vec<View> = Vec::new();
         let mut next = Some(0u64);
         while let Some(iova) = next {
-            for (n, word) in (0..).zip([iova, DATA.addr, room]) {
-                SCRATCH.put(8 * n, &word.to_ne_bytes());
-            }
+            SCRATCH.put_words(&[iova, DATA.addr, room]);
             let found = self.ioctl(Who::Parent, fd, soft::code::WALK, SCRATCH.addr)?;
             ensure!(found >= 0, "WALK: {found}");
             let found = found as u64;
@@ -1441,12 +1430,17 @@ fn charges(op: &Op, outcome: Outcome) -> bool {
     }
 }
 
-fn push_bitmap(bytes: &mut Vec<u8>, bitmap: Option<&Bitmap>) {
-    if let Some(bitmap) = bitmap {
-        for word in [bitmap.pgsize, bitmap.size, bitmap.data] {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
-    }
+/// A structure as type1 takes it: its size and flags, then words.
+fn argument(argsz: u32, flags: u32, words: impl IntoIterator<Item = u64>) -> Vec<u8> {
+    let header = [argsz, flags].into_iter().flat_map(u32::to_ne_bytes);
+    let words = words.into_iter().flat_map(u64::to_ne_bytes);
+    header.chain(words).collect()
+}
+
+/// The words that describe a bitmap in such a structure.
+fn described(bitmap: Option<&Bitmap>) -> impl Iterator<Item = u64> {
+    let words = bitmap.map(|bitmap| [bitmap.pgsize, bitmap.size, bitmap.data]);
+    words.into_iter().flatten()
 }
 
 /// Adds a leaf to what was found so far; `rights` has flags in its upper half.
