@@ -4,6 +4,7 @@
 
 use crate::{
     container::Container,
+    dirty::warn_untracked,
     refusal::Cause,
     space::Space,
     topology::{
@@ -11,6 +12,7 @@ use crate::{
         Topology, //
     }, //
 };
+use dirty_log::Reach;
 use iommu::{
     Domain,
     Group,
@@ -40,7 +42,7 @@ impl Container {
             return Ok(());
         }
 
-        let mut domain = Domain::new(group)?;
+        let mut domain = Domain::new(group, self.largest_tracked)?;
         let reserved = group.reserved_regions()?;
         let valid = check_ranges(&topology, &space, &domain, &reserved)?;
         if !topology.shares_page_size(&domain) {
@@ -55,7 +57,11 @@ impl Container {
         }
 
         let first = topology.iommu.is_empty();
-        if let Some(domain) = topology.iommu.join(domain)? {
+        if let Some(mut domain) = topology.iommu.join(domain)? {
+            if space.tracking && domain.can_track() {
+                // Before there is anything to write to.
+                domain.set_tracking(true).unwrap_or_else(warn_untracked);
+            }
             topology.iommu.insert(domain, |copier| {
                 for entry in space.iter() {
                     if let Some(mapped) = &entry.mapping.state.lock().mapped {
@@ -94,8 +100,18 @@ impl Container {
         let Ok(member) = topology.members.remove(index) else {
             return;
         };
+        let reach = topology.reach(&member);
 
-        let last_of_iommu = topology.iommu.remove_group(group);
+        topology.iommu.detach(group);
+        if space.tracking {
+            // No device of the group writes any more; what it wrote must not go with its domain.
+            match reach {
+                Reach { tracked: true, .. } => space.rescue_dirty(&topology, Domain::is_unused),
+                Reach { pinned: false, .. } => space.mark_all_dirty(),
+                _ => {}
+            }
+        }
+        let last_of_iommu = topology.iommu.drop_unused();
         if topology.members.is_empty() {
             remove_all(&topology, &mut space);
         } else if last_of_iommu {
@@ -114,14 +130,6 @@ impl Container {
             Ok(valid) if !valid.is_empty() => topology.set_valid(valid),
             // What was valid for more groups is valid for fewer.
             _ => {}
-        }
-        if !member.has_pinned_scope() && space.tracking {
-            // What it may have written to is not known any more once it is gone.
-            for entry in space.iter() {
-                if let Some(log) = &mut entry.mapping.state.lock().dirty {
-                    log.mark_all();
-                }
-            }
         }
     }
 

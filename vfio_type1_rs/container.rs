@@ -6,7 +6,7 @@
 //!
 //! 1. `devices`: the list of devices that hear of unmapping.
 //! 2. `topology`: groups and domains. For reading while mappings change, for writing while groups
-//!    come and go.
+//!    come and go, and while dirty tracking is switched.
 //! 3. `space`: the mappings and the counters about them.
 //! 4. `Mapping::state`: one mapping's pins and log; of two mappings never both.
 //! 5. `mmap_lock` of the mapping process, taken by what pins, accounts and copies.
@@ -58,6 +58,8 @@ pub(crate) struct Container {
     pub(crate) model: Model,
     /// Mappings it may have.
     pub(crate) entry_limit: u32,
+    /// Largest page in bytes of an IOMMU that tracks dirty pages.
+    pub(crate) largest_tracked: u64,
     pub(crate) opener: Comm,
     pub(crate) devices: Arc<Devices>,
     #[pin]
@@ -77,6 +79,10 @@ impl Container {
         let init = pin_init!(Self {
             model,
             entry_limit: limit,
+            largest_tracked: match vfio::dirty_granule() as u64 {
+                0 => u64::MAX,
+                granule => granule,
+            },
             opener: Comm::current(),
             devices,
             topology <- new_rwsem!(Topology::new(), "vfio_type1_rs::Container::topology"),

@@ -14,12 +14,16 @@ use crate::{
         Cause,
         Shown, //
     },
-    topology::Topology, //
+    topology::{
+        Member,
+        Topology, //
+    }, //
 };
 use iommu::{
     Access,
     Group, //
 };
+use iova_space::IovaRange;
 use kernel::{
     page::PAGE_SIZE,
     pr_err_once,
@@ -81,8 +85,22 @@ impl Container {
             }
         }
         if let Some(member) = topology.member(group) {
-            member.set_pinned_scope();
+            if !member.has_pinned_scope() {
+                self.narrow_scope(&topology, member)?;
+            }
         }
+        Ok(())
+    }
+
+    /// From now on the group's devices write to pinned pages only. What they wrote to before, when
+    /// every page counted as dirty, must still be reported.
+    fn narrow_scope(&self, topology: &Topology, member: &Member) -> Result<(), Cause> {
+        let mut space = self.open_space()?;
+        self.settle(&mut space, IovaRange::ALL);
+        if space.tracking && !topology.reach(member).tracked {
+            space.mark_all_dirty();
+        }
+        member.set_pinned_scope();
         Ok(())
     }
 

@@ -32,6 +32,8 @@ use vfio_uapi::{
 pub(crate) fn check_extension(container: Option<&Container>, number: u64) -> isize {
     let supported = match (number, container) {
         (extension::TYPE1 | extension::TYPE1V2 | extension::UNMAP_ALL, _) => true,
+        // It is the container that keeps the log, whatever its IOMMUs can do.
+        (extension::DIRTY_LOG_MANUAL_CLEAR, container) => container.is_some(),
         // A mediated device could not pin pages while user addresses change.
         (extension::UPDATE_VADDR, Some(container)) => !container.topology.read().has_emulated(),
         (extension::DMA_CC, Some(container)) => {
@@ -112,11 +114,11 @@ fn dirty_pages(container: &Container, arg: usize) -> Result<(), Cause> {
     match DirtyOp::decode(&header)? {
         DirtyOp::Start => container.start_dirty(),
         DirtyOp::Stop => container.stop_dirty(),
-        DirtyOp::GetBitmap => {
+        DirtyOp::Range(op) => {
             let request = DirtyRange::decode(&copy_in(arg, header.len())?)?;
             check_user_memory(&request.bitmap)?;
             request.check_capacity()?;
-            container.get_dirty(&request)
+            container.dirty_range(op, &request)
         }
     }
 }

@@ -23,6 +23,7 @@ use kernel::{
 use vfio::Registration;
 
 mod attach;
+mod bitmap;
 mod container;
 mod dirty;
 mod external;

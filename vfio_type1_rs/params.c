@@ -22,3 +22,9 @@ unsigned int vrs_dma_entry_limit = U16_MAX;
 module_param_named(dma_entry_limit, vrs_dma_entry_limit, uint, 0644);
 MODULE_PARM_DESC(dma_entry_limit,
 		 "Maximum number of DMA mappings per container, read when it is opened (65535).");
+
+/* Not a parameter of vfio_iommu_type1, which has no use for it. */
+unsigned long vrs_dirty_granule;
+module_param_named(dirty_granule, vrs_dirty_granule, ulong, 0644);
+MODULE_PARM_DESC(dirty_granule,
+		 "Largest page in bytes of an IOMMU that tracks dirty pages, which are found dirty as a whole; for containers opened from now on; 0: no limit (0).");

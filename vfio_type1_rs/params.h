@@ -7,5 +7,6 @@
 extern bool vrs_allow_unsafe_interrupts;
 extern bool vrs_disable_hugepages;
 extern unsigned int vrs_dma_entry_limit;
+extern unsigned long vrs_dirty_granule;
 
 #endif

@@ -11,6 +11,7 @@ use crate::{
     space::Entry, //
 };
 use core::fmt;
+use dirty_log::Source;
 use kernel::{
     debugfs,
     fmt as kfmt,
@@ -66,7 +67,12 @@ fn describe(container: &Container, f: &mut kfmt::Formatter<'_>) -> fmt::Result {
         space.len(),
         space.available()
     )?;
-    let tracking = if space.tracking { "on" } else { "off" };
+    let tracking = match (space.tracking, topology.dirty_source()) {
+        (false, _) => "off",
+        (true, Source::Pins) => "pinned pages",
+        (true, Source::Hardware) => "hardware",
+        (true, Source::Unknown) => "every page",
+    };
     writeln!(f, "\tdirty tracking: {tracking}")?;
     for (number, domain) in topology.iommu.domains().enumerate() {
         write!(f, "\tdomain {number}: groups")?;
@@ -78,7 +84,12 @@ fn describe(container: &Container, f: &mut kfmt::Formatter<'_>) -> fmt::Result {
         } else {
             "not coherent"
         };
-        writeln!(f, " ({coherent})")?;
+        let tracks = match (domain.can_track(), domain.is_tracking()) {
+            (false, _) => "",
+            (true, false) => ", can track dirty pages",
+            (true, true) => ", tracks dirty pages",
+        };
+        writeln!(f, " ({coherent}{tracks})")?;
     }
     for member in topology.members.iter().filter(|member| member.emulated) {
         writeln!(f, "\temulated: group {}", member.group.id())?;

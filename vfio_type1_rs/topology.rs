@@ -3,6 +3,10 @@
 //! The groups of a container, and what their IOMMUs can do together.
 
 use core::iter;
+use dirty_log::{
+    Reach,
+    Source, //
+};
 use iommu::{
     AddressSpace,
     Domain,
@@ -123,9 +127,20 @@ impl Topology {
         self.members.iter().any(|member| member.emulated)
     }
 
-    /// Whether a device may write to any page that the IOMMU maps, without anyone knowing.
-    pub(crate) fn any_page_may_be_dirty(&self) -> bool {
-        self.members.iter().any(|member| !member.has_pinned_scope())
+    /// Where the dirty pages of what the IOMMU maps are known from.
+    pub(crate) fn dirty_source(&self) -> Source {
+        Source::of(self.members.iter().map(|member| self.reach(member)))
+    }
+
+    /// What there is to know about the writes of a member's devices.
+    pub(crate) fn reach(&self, member: &Member) -> Reach {
+        Reach {
+            tracked: self
+                .iommu
+                .domain_of(&member.group)
+                .is_some_and(Domain::is_tracking),
+            pinned: member.has_pinned_scope(),
+        }
     }
 
     /// Whether there is a page size that `domain` and all others can map.

@@ -152,7 +152,9 @@ impl Container {
         let first = mapping.iova().first();
         let mut state = mapping.state.lock();
         if let Some(bitmap) = bitmap {
-            if let Err(cause) = mapping.report_dirty(&mut state, range.first(), bitmap, topology) {
+            if let Err(cause) =
+                mapping.report_last_dirty(&mut state, range.first(), bitmap, topology)
+            {
                 state.live = true;
                 drop(state);
                 self.space.lock().set_busy(first, false);

@@ -28,6 +28,7 @@ size_t vrs_page_run(struct page **pages, size_t count, unsigned long *pfn, bool 
 unsigned long vrs_memlock_limit(const struct task_struct *task);
 void vrs_task_comm(struct task_struct *task, char *buf, size_t len);
 void vrs_cond_resched(void);
+bool vrs_fatal_signal_pending(void);
 bool vrs_access_ok(const void __user *addr, unsigned long size);
 
 /* iommu.c */

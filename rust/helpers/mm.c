@@ -66,6 +66,11 @@ void vrs_cond_resched(void)
 	cond_resched();
 }
 
+bool vrs_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
 bool vrs_access_ok(const void __user *addr, unsigned long size)
 {
 	return access_ok(addr, size);

@@ -72,6 +72,11 @@ impl Mapped {
         self.pinned
     }
 
+    /// The addresses mapped so far.
+    pub(crate) fn range(&self) -> Option<IovaRange> {
+        IovaRange::from_len(self.first, self.size).ok()
+    }
+
     /// How many translations of which size the IOMMU was given to make.
     pub fn leaves(&self) -> &LeafCounts {
         &self.leaves
@@ -148,6 +153,16 @@ impl AddressSpace {
         self.domains.is_empty()
     }
 
+    /// Has all domains that can begin, or end, to track dirty pages; calls `failed` for each that
+    /// does not.
+    pub fn set_tracking(&mut self, on: bool, mut failed: impl FnMut(Error)) {
+        for domain in self.domains.iter_mut().filter(|domain| domain.can_track()) {
+            if let Err(error) = domain.set_tracking(on) {
+                failed(error);
+            }
+        }
+    }
+
     /// The domain to which the group is attached.
     pub fn domain_of(&self, group: &Group) -> Option<&Domain> {
         self.domains().find(|domain| domain.has_group(group))
@@ -196,25 +211,28 @@ impl AddressSpace {
         self.domains.push(domain, GFP_KERNEL).map_err(Error::from)
     }
 
-    /// Detaches a group, and drops its domain if that has no other and is not the last.
+    /// Detaches a group from its domain, which may then have none.
+    pub fn detach(&mut self, group: &Group) {
+        if let Some(domain) = self.domains.iter_mut().find(|d| d.has_group(group)) {
+            domain.remove_group(group);
+        }
+    }
+
+    /// Drops a domain without groups, unless it is the last.
     ///
-    /// Returns whether the last domain has no group now: then nothing reaches the memory, and the
+    /// Returns whether the last domain has no group: then nothing reaches the memory, and the
     /// caller unmaps all tokens before [`AddressSpace::clear`].
-    pub fn remove_group(&mut self, group: &Group) -> bool {
-        let Some(index) = self.domains.iter().position(|d| d.has_group(group)) else {
+    pub fn drop_unused(&mut self) -> bool {
+        let Some(index) = self.domains().position(Domain::is_unused) else {
             return false;
         };
-        let unused = self
-            .domains
-            .get_mut(index)
-            .is_some_and(|domain| domain.remove_group(group));
-        if unused && self.domains.len() > 1 {
+        if self.domains.len() > 1 {
             // INVARIANT: If this was the first domain, the next one has the same translations and
             // answers for the pins from now on.
             drop(self.domains.remove(index));
             return false;
         }
-        unused
+        true
     }
 
     /// Drops all domains. Tokens that were not unmapped leave their pages pinned for ever.
@@ -333,7 +351,7 @@ impl AddressSpace {
         total
     }
 
-    fn check(&self, mapped: &Mapped) -> Result {
+    pub(crate) fn check(&self, mapped: &Mapped) -> Result {
         if mapped.space == self.id {
             Ok(())
         } else {

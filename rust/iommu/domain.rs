@@ -10,7 +10,10 @@ use core::ptr::{
     self,
     NonNull, //
 };
-use iova_space::IovaRange;
+use iova_space::{
+    IovaRange,
+    PageSizes, //
+};
 use kernel::{
     bindings,
     error::{
@@ -31,15 +34,27 @@ struct Table {
 }
 
 impl Table {
-    fn alloc_for(group: &Group) -> Result<Self> {
+    /// A page table with which the IOMMU can record what devices write to.
+    ///
+    /// `EOPNOTSUPP` if it cannot.
+    fn alloc_tracked(group: &Group) -> Result<Self> {
+        Self::alloc_for::<{ bindings::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING }>(
+            group,
+        )
+    }
+
+    fn alloc_for<const FLAGS: u32>(group: &Group) -> Result<Self> {
         /// # Safety
         ///
         /// `dev` is a valid device, `out` points at a pointer to a domain.
-        unsafe extern "C" fn alloc(dev: *mut bindings::device, out: *mut c_void) -> c_int {
+        unsafe extern "C" fn alloc<const FLAGS: u32>(
+            dev: *mut bindings::device,
+            out: *mut c_void,
+        ) -> c_int {
             // SAFETY: By the requirements of this function.
             unsafe {
                 *out.cast::<*mut bindings::iommu_domain>() =
-                    bindings::iommu_paging_domain_alloc_flags(dev, 0);
+                    bindings::iommu_paging_domain_alloc_flags(dev, FLAGS);
             }
             1
         }
@@ -51,7 +66,7 @@ impl Table {
             bindings::iommu_group_for_each_dev(
                 group.as_raw(),
                 (&raw mut domain).cast(),
-                Some(alloc),
+                Some(alloc::<FLAGS>),
             )
         };
         let domain = from_err_ptr(domain)?;
@@ -59,6 +74,16 @@ impl Table {
         Ok(Self {
             ptr: NonNull::new(domain).ok_or(ENODEV)?,
         })
+    }
+
+    /// Makes the IOMMU use no page larger than `largest` bytes, if it has one that small.
+    fn limit_page_size(&mut self, largest: u64) {
+        // SAFETY: The domain is ours, and nothing is mapped yet. The IOMMU core and the drivers
+        // pick from the sizes named here, so that fewer of them are as good.
+        let sizes = unsafe { &mut (*self.ptr.as_ptr()).pgsize_bitmap };
+        if let Some(all) = PageSizes::new(*sizes as u64) {
+            *sizes = all.up_to(largest).bitmap() as c_ulong;
+        }
     }
 }
 
@@ -81,6 +106,7 @@ pub struct Domain {
     groups: KVec<ARef<Group>>,
     table: Table,
     coherent: bool,
+    tracking: bool,
 }
 
 // SAFETY: The domain is owned, and the C API may be called from any thread.
@@ -91,12 +117,28 @@ unsafe impl Sync for Domain {}
 impl Domain {
     /// Allocates a domain that suits the group and attaches it.
     ///
+    /// If the IOMMU can track dirty pages, the domain can, and has no page larger than
+    /// `largest_tracked` bytes: whole pages of the IOMMU are found dirty.
+    ///
     /// # Errors
     ///
     /// `ENODEV` for an empty group, `ENOMEM`, and what the IOMMU driver says.
-    pub fn new(group: &Group) -> Result<Self> {
+    pub fn new(group: &Group, largest_tracked: u64) -> Result<Self> {
+        let tracked = Table::alloc_tracked(group).and_then(|mut table| {
+            table.limit_page_size(largest_tracked);
+            Self::with_table(table, group)
+        });
+        match tracked {
+            // The IOMMU cannot, or not that of each of the group's devices.
+            Err(error) if error == EOPNOTSUPP || error == EINVAL => {
+                Self::with_table(Table::alloc_for::<0>(group)?, group)
+            }
+            result => result,
+        }
+    }
+
+    fn with_table(table: Table, group: &Group) -> Result<Self> {
         let mut groups = KVec::with_capacity(1, GFP_KERNEL)?;
-        let table = Table::alloc_for(group)?;
         attach(&table, group)?;
         // INVARIANT: Attached; room was made above, so this cannot fail.
         groups.push(group.to_aref(), GFP_KERNEL)?;
@@ -104,6 +146,7 @@ impl Domain {
             groups,
             table,
             coherent: false,
+            tracking: false,
         })
     }
 
@@ -118,6 +161,47 @@ impl Domain {
         self.coherent
     }
 
+    /// Whether the IOMMU is able to record what devices write to.
+    pub fn can_track(&self) -> bool {
+        self.dirty_ops().is_some()
+    }
+
+    /// Whether it does.
+    pub fn is_tracking(&self) -> bool {
+        self.tracking
+    }
+
+    /// Begins or ends to have the IOMMU record what devices write to.
+    ///
+    /// What it recorded before stays; see [`AddressSpace::read_dirty`](crate::AddressSpace).
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` if it cannot, and what the IOMMU driver says.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub fn set_tracking(&mut self, on: bool) -> Result {
+        if on == self.tracking {
+            return Ok(());
+        }
+        let switch = self
+            .dirty_ops()
+            .and_then(|ops| ops.set_dirty_tracking)
+            .ok_or(EOPNOTSUPP)?;
+        // SAFETY: The domain is valid, and the function is its driver's.
+        to_result(unsafe { switch(self.as_raw(), on) })?;
+        self.tracking = on;
+        Ok(())
+    }
+
+    pub(crate) fn dirty_ops(&self) -> Option<&bindings::iommu_dirty_ops> {
+        // SAFETY: The domain is valid. The field does not change after allocation, and what it
+        // points to lives as long as the driver of the devices attached.
+        unsafe { (*self.as_raw()).dirty_ops.as_ref() }
+    }
+
     /// The groups attached.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter().map(|group| &**group)
@@ -128,7 +212,8 @@ impl Domain {
         self.groups().any(|g| g == group)
     }
 
-    pub(crate) fn is_unused(&self) -> bool {
+    /// Whether no group is attached.
+    pub fn is_unused(&self) -> bool {
         self.groups.is_empty()
     }
 
@@ -166,8 +251,10 @@ impl Domain {
     /// Whether a group of `other` could be attached here instead.
     pub(crate) fn resembles(&self, other: &Self) -> bool {
         // SAFETY: Both domains are valid.
-        let same_ops = unsafe { (*self.as_raw()).ops == (*other.as_raw()).ops };
-        same_ops && self.coherent == other.coherent
+        let (ours, theirs) = unsafe { (&*self.as_raw(), &*other.as_raw()) };
+        ours.ops == theirs.ops
+            && ours.dirty_ops == theirs.dirty_ops
+            && self.coherent == other.coherent
     }
 
     /// Moves the only group of `other` here. On error all is as before, or, if the IOMMU would
@@ -194,14 +281,13 @@ impl Domain {
         }
     }
 
-    /// Detaches one group; tells whether none is left.
-    pub(crate) fn remove_group(&mut self, group: &Group) -> bool {
+    /// Detaches one group.
+    pub(crate) fn remove_group(&mut self, group: &Group) {
         if let Some(index) = self.groups.iter().position(|g| **g == *group) {
             if let Ok(group) = self.groups.remove(index) {
                 detach(&self.table, &group);
             }
         }
-        self.groups.is_empty()
     }
 
     pub(crate) fn phys(&self, iova: u64) -> Option<u64> {
@@ -240,7 +326,7 @@ impl Domain {
     #[must_use = "what is still mapped must stay pinned"]
     pub(crate) fn unmap(&self, iova: u64, size: u64) -> bool {
         let mut done = 0;
-        let mut tried = false;
+        let mut failed = false;
         while done < size {
             // SAFETY: The domain is valid. Removing a translation takes nothing from anyone.
             let unmapped = unsafe {
@@ -250,15 +336,11 @@ impl Domain {
                     (size - done) as usize,
                 )
             };
-            if unmapped == 0 {
-                if tried {
-                    return false;
-                }
-                tried = true;
-            } else {
-                tried = false;
-                done += unmapped as u64;
+            if unmapped == 0 && failed {
+                return false;
             }
+            failed = unmapped == 0;
+            done += unmapped as u64;
         }
         true
     }
@@ -293,9 +375,9 @@ pub(crate) struct Gather<'a> {
     pending: bool,
 }
 
-impl Gather<'_> {
-    /// Runs `work`, then flushes what it unmapped.
-    pub(crate) fn scope<R>(domain: &Domain, work: impl FnOnce(&mut Gather<'_>) -> R) -> R {
+impl<'a> Gather<'a> {
+    /// Runs `work`, then flushes what it made stale.
+    pub(crate) fn scope<R>(domain: &'a Domain, work: impl FnOnce(&mut Self) -> R) -> R {
         let mut gather = Gather {
             domain,
             gather: Default::default(),
@@ -321,7 +403,17 @@ impl Gather<'_> {
         }
     }
 
-    /// Flushes; on return no device reaches what was unmapped through this gather.
+    pub(crate) fn domain(&self) -> &'a Domain {
+        self.domain
+    }
+
+    /// Where the domain's driver notes the entries it changes, which are flushed in the end.
+    pub(crate) fn note(&mut self) -> *mut bindings::iommu_iotlb_gather {
+        self.pending = true;
+        &raw mut self.gather
+    }
+
+    /// Flushes; on return no device goes by entries that were changed through this gather.
     pub(crate) fn sync(&mut self) {
         if self.pending {
             // SAFETY: The domain is valid, the gather is initialised; it is again afterwards.

@@ -14,6 +14,7 @@
 //! Wraps the IOMMU API, and stores page pins in I/O page tables.
 
 mod address_space;
+mod dirty;
 mod domain;
 mod group;
 
@@ -22,6 +23,10 @@ pub use address_space::{
     Copier,
     Mapped,
     Unmapped, //
+};
+pub use dirty::{
+    DirtyReader,
+    Reading, //
 };
 pub use domain::Domain;
 pub use group::{

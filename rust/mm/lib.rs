@@ -43,3 +43,9 @@ pub fn cond_resched() {
     // SAFETY: No precondition beyond a context that may sleep; debug kernels check that one.
     unsafe { vrs_bindings::vrs_cond_resched() };
 }
+
+/// Whether the task is being killed, so that nobody waits for what it does.
+pub fn fatal_signal_pending() -> bool {
+    // SAFETY: It looks at the current task only.
+    unsafe { vrs_bindings::vrs_fatal_signal_pending() }
+}

@@ -25,6 +25,7 @@ pub use container::{
 pub use device::Devices;
 pub use params::{
     allow_unsafe_interrupts,
+    dirty_granule,
     disable_hugepages,
     dma_entry_limit, //
 };

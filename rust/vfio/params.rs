@@ -4,6 +4,8 @@
 //!
 //! C: `vfio_type1_rs/params.c`.
 
+use kernel::prelude::*;
+
 /// Reads a parameter that C may be writing.
 macro_rules! param {
     ($(#[$doc:meta])* $name:ident: $type:ty = $c:ident) => {
@@ -29,4 +31,10 @@ param! {
 param! {
     /// Maximum number of mappings of a container that is opened now.
     dma_entry_limit: u32 = vrs_dma_entry_limit
+}
+
+param! {
+    /// Largest page in bytes of an IOMMU that tracks dirty pages, for a container that is opened
+    /// now; 0 for no limit.
+    dirty_granule: c_ulong = vrs_dirty_granule
 }

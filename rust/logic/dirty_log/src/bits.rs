@@ -9,6 +9,7 @@ use crate::{
         WORD_BITS, //
     },
 };
+use core::num::NonZeroU64;
 
 /// Read access to the dirty bits of one mapping.
 ///
@@ -65,14 +66,19 @@ impl<'a> Bits<'a> {
 
     /// Returns the runs of dirty pages, ascending and as long as possible.
     pub fn iter_runs(self) -> impl Iterator<Item = Run> + Clone + 'a {
-        let mut at = 0;
+        self.iter_runs_in(0, self.pages)
+    }
+
+    /// Returns what of the runs is among the `count` pages from page number `first`.
+    pub fn iter_runs_in(self, first: u64, count: u64) -> impl Iterator<Item = Run> + Clone + 'a {
+        let end = first.saturating_add(count).min(self.pages);
+        let mut at = first;
         core::iter::from_fn(move || {
-            let first = self.find(at, true)?;
-            let end = self.find(first, false).unwrap_or(self.pages);
-            at = end;
+            let first = self.find(at, true).filter(|&first| first < end)?;
+            at = self.find(first, false).unwrap_or(end).min(end);
             Some(Run {
                 first,
-                count: end.saturating_sub(first),
+                count: at.saturating_sub(first),
             })
         })
     }
@@ -189,6 +195,16 @@ impl<'a> BitsMut<'a> {
         self.for_each_word(first, count, |word, mask| *word &= !mask);
     }
 
+    /// Marks every page dirty that has a dirty one in `fine`, which has `fine_per_page` times as
+    /// many pages.
+    pub fn merge_finer(&mut self, fine: Bits<'_>, fine_per_page: NonZeroU64) {
+        for run in fine.iter_runs() {
+            let first = run.first / fine_per_page;
+            let last = run.last() / fine_per_page;
+            self.set(first, last.saturating_sub(first).saturating_add(1));
+        }
+    }
+
     /// Returns whether page number `page` is dirty; a page behind the last one never is.
     pub fn is_set(&self, page: u64) -> bool {
         self.as_bits().is_set(page)
@@ -228,6 +244,22 @@ pub struct Run {
     pub first: u64,
     /// Number of pages, at least 1.
     pub count: u64,
+}
+
+impl Run {
+    /// Returns the number of the last page.
+    pub fn last(self) -> u64 {
+        self.first.saturating_add(self.count.saturating_sub(1))
+    }
+
+    /// Returns the same pages when a page is `fine_per_page` smaller ones; [`None`] if their
+    /// numbers would be too large.
+    pub fn finer(self, fine_per_page: NonZeroU64) -> Option<Self> {
+        Some(Self {
+            first: self.first.checked_mul(fine_per_page.get())?,
+            count: self.count.checked_mul(fine_per_page.get())?,
+        })
+    }
 }
 
 /// Returns the bits of word number `index` that are in `first..end` when counted over all words.

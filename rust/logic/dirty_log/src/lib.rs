@@ -22,13 +22,22 @@
 )]
 
 mod bits;
+mod iommu;
 mod place;
 mod size;
+mod source;
+mod window;
 
 pub use bits::{
     Bits,
     BitsMut,
     Run, //
+};
+pub use iommu::{
+    forget,
+    sync,
+    sync_runs,
+    DirtyBits, //
 };
 pub use place::{
     place,
@@ -40,11 +49,20 @@ pub use size::{
     BITMAP_BYTES_MAX,
     PAGES_MAX, //
 };
+pub use source::{
+    Reach,
+    Source, //
+};
+pub use window::{
+    windows,
+    Window, //
+};
 
 #[cfg(any(test, vrs_kunit))]
 #[cfg_attr(vrs_kunit, kernel::macros::kunit_tests(dirty_log))]
 mod tests {
     use super::*;
+    use core::num::NonZeroU64;
 
     const ONES: u64 = u64::MAX;
 
@@ -154,6 +172,131 @@ mod tests {
         assert!(Bits::new(&[ONES; 2], 100).is_some_and(|bits| bits.iter_runs().eq([run(0, 100)])));
         assert!(Bits::new(&[0; 2], 100).is_some_and(|bits| bits.iter_runs().count() == 0));
         assert!(Bits::new(&[], 0).is_some_and(|bits| bits.iter_runs().count() == 0));
+    }
+
+    #[test]
+    fn runs_in_a_part() {
+        let run = |first, count| Run { first, count };
+        let words = [(1 << 63) | 0b110, 1];
+        let in_part = |first, count, expected: &[Run]| {
+            Bits::new(&words, 100)
+                .is_some_and(|bits| bits.iter_runs_in(first, count).eq(expected.iter().copied()))
+        };
+        assert!(in_part(0, 100, &[run(1, 2), run(63, 2)]));
+        assert!(in_part(2, 62, &[run(2, 1), run(63, 1)]));
+        assert!(in_part(64, u64::MAX, &[run(64, 1)]));
+        assert!(in_part(3, 60, &[]));
+        assert!(in_part(1, 0, &[]));
+        assert!(in_part(100, 1, &[]));
+        assert!(in_part(u64::MAX, u64::MAX, &[]));
+    }
+
+    #[test]
+    fn pages_of_another_size() {
+        let eight = NonZeroU64::new(8).unwrap_or(NonZeroU64::MIN);
+        let run = Run { first: 3, count: 2 };
+        assert_eq!(run.last(), 4);
+        assert_eq!(
+            run.finer(eight),
+            Some(Run {
+                first: 24,
+                count: 16
+            })
+        );
+        assert_eq!(
+            Run {
+                first: 1 << 61,
+                count: 1
+            }
+            .finer(eight),
+            None
+        );
+        let fine = [1 << 7 | 1 << 16, 1 << 63];
+        assert!(after(
+            &mut [0b10000],
+            16,
+            |bits| {
+                if let Some(fine) = Bits::new(&fine, 128) {
+                    bits.merge_finer(fine, eight);
+                }
+            },
+            &[1 << 15 | 0b10101]
+        ));
+    }
+
+    #[test]
+    fn windows_on_a_long_bitmap() {
+        let run = |first, count| Run { first, count };
+        let shown = |bits, room| windows(bits, room).map(|window| (window.index, window.len));
+        assert!(shown(run(0, 64), 4).eq([(0, 1)]));
+        assert!(shown(run(63, 2), 4).eq([(0, 2)]));
+        assert!(shown(run(63, 2), 1).eq([(0, 1), (1, 1)]));
+        assert!(shown(run(130, 190), 2).eq([(2, 2), (4, 1)]));
+        assert!(shown(run(5, 0), 2).eq([]));
+        assert!(shown(run(5, 5), 0).eq([]));
+        assert!(shown(run(u64::MAX - 1, 9), 2).eq([(u64::MAX / 64, 1)]));
+        let mut found = windows(run(66, 60), 8).flat_map(|window| window.runs(&[ONES]));
+        assert_eq!(found.next(), Some(run(66, 60)));
+        assert_eq!(found.next(), None);
+        let mut found = windows(run(66, 60), 8).flat_map(|window| window.runs(&[]));
+        assert_eq!(found.next(), None);
+    }
+
+    #[test]
+    fn one_unwatched_group_makes_all_pages_suspect() {
+        let reach = |tracked, pinned| Reach { tracked, pinned };
+        let (tracked, pins, unwatched) =
+            (reach(true, false), reach(false, true), reach(false, false));
+        assert_eq!(Source::of([]), Source::Pins);
+        assert_eq!(Source::of([pins, pins]), Source::Pins);
+        assert_eq!(Source::of([tracked]), Source::Hardware);
+        assert_eq!(Source::of([reach(true, true)]), Source::Hardware);
+        assert_eq!(Source::of([pins, tracked, pins]), Source::Hardware);
+        assert_eq!(Source::of([unwatched]), Source::Unknown);
+        assert_eq!(Source::of([unwatched, tracked]), Source::Unknown);
+        assert_eq!(Source::of([tracked, unwatched]), Source::Unknown);
+        assert_eq!(Source::of([pins, unwatched, pins]), Source::Unknown);
+    }
+
+    /// Dirty entries of an IOMMU, in pages.
+    struct Entries([Option<Run>; 3]);
+
+    impl DirtyBits for Entries {
+        type Error = ();
+
+        fn take(&mut self, run: Run, found: &mut dyn FnMut(Run)) -> Result<(), ()> {
+            for entry in &mut self.0 {
+                let inside = |entry: &Run| entry.first <= run.last() && run.first <= entry.last();
+                if let Some(entry) = entry.take_if(|entry| inside(entry)) {
+                    found(entry);
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn clearing_a_page_keeps_the_others_of_its_entry() {
+        let run = |first, count| Run { first, count };
+        let mut entries = Entries([Some(run(0, 8)), Some(run(8, 8)), Some(run(16, 1))]);
+        let one = [run(3, 1)];
+        assert!(after(
+            &mut [0],
+            32,
+            |log| {
+                assert_eq!(sync_runs(log, &mut entries, one), Ok(()));
+                forget(log, one);
+            },
+            &[0xff & !(1 << 3)]
+        ));
+        assert_eq!(entries.0, [None, Some(run(8, 8)), Some(run(16, 1))]);
+        assert!(after(
+            &mut [0],
+            16,
+            |log| assert_eq!(sync(log, &mut entries), Ok(())),
+            &[0xff00]
+        ));
+        assert_eq!(entries.0, [None, None, Some(run(16, 1))]);
     }
 
     #[test]

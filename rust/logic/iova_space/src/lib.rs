@@ -235,6 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn sizes_up_to_a_limit() {
+        let x86 = sizes(1 << 30 | 1 << 21 | 1 << 12);
+        assert_eq!(x86.up_to(u64::MAX), x86);
+        assert_eq!(x86.up_to(1 << 30), x86);
+        assert_eq!(x86.up_to((1 << 30) - 1), sizes(1 << 21 | 1 << 12));
+        assert_eq!(x86.up_to(1 << 12), sizes(1 << 12));
+        assert_eq!(x86.up_to(1), sizes(1 << 12));
+        assert_eq!(x86.up_to(0), sizes(1 << 12));
+        assert_eq!(sizes(1 << 63).up_to(u64::MAX), sizes(1 << 63));
+    }
+
+    #[test]
     fn largest_fitting_size() {
         let iommu = sizes((1 << 12) | (1 << 21) | (1 << 30));
         assert_eq!(iommu.largest_fitting(0, 0, 1 << 30), Some(1 << 30));

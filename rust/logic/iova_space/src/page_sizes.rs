@@ -67,6 +67,18 @@ impl PageSizes {
         self.0.trailing_zeros()
     }
 
+    /// Returns the sizes of at most `largest` bytes, or the smallest one if all are larger.
+    pub const fn up_to(self, largest: u64) -> Self {
+        let not_above = match u64::MAX.checked_shr(largest.leading_zeros()) {
+            Some(mask) => mask,
+            None => 0,
+        };
+        match NonZeroU64::new((self.bitmap() & not_above) | self.smallest()) {
+            Some(bitmap) => Self(bitmap),
+            None => self,
+        }
+    }
+
     /// Returns whether `value`, an address or a size in bytes, is a multiple of the smallest size.
     pub const fn aligned(self, value: u64) -> bool {
         value & self.smallest().wrapping_sub(1) == 0

@@ -44,6 +44,9 @@ pub mod extension {
     pub const UNMAP_ALL: u64 = 9;
     /// `VFIO_UPDATE_VADDR`.
     pub const UPDATE_VADDR: u64 = 10;
+    /// `VFIO_DIRTY_LOG_MANUAL_CLEAR`: dirty pages can be reported without being cleared, and
+    /// cleared one by one. Not in mainline's header; the number is that of the series of May 2021.
+    pub const DIRTY_LOG_MANUAL_CLEAR: u64 = 11;
 }
 
 /// Flags of `struct vfio_iommu_type1_info`.
@@ -96,6 +99,12 @@ pub mod dirty_flag {
     pub const STOP: u32 = 1 << 1;
     /// `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP`.
     pub const GET_BITMAP: u32 = 1 << 2;
+    /// `VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP_NOCLEAR`, see
+    /// [`DIRTY_LOG_MANUAL_CLEAR`](super::extension::DIRTY_LOG_MANUAL_CLEAR).
+    pub const GET_BITMAP_NOCLEAR: u32 = 1 << 3;
+    /// `VFIO_IOMMU_DIRTY_PAGES_FLAG_CLEAR_BITMAP`, see
+    /// [`DIRTY_LOG_MANUAL_CLEAR`](super::extension::DIRTY_LOG_MANUAL_CLEAR).
+    pub const CLEAR_BITMAP: u32 = 1 << 4;
     /// All flags.
-    pub const ALLOWED: u32 = START | STOP | GET_BITMAP;
+    pub const ALLOWED: u32 = START | STOP | GET_BITMAP | GET_BITMAP_NOCLEAR | CLEAR_BITMAP;
 }

@@ -25,8 +25,19 @@ pub enum DirtyOp {
     Start,
     /// Stop to log.
     Stop,
-    /// Hand out what was logged. A [`DirtyRange`] follows in user memory.
-    GetBitmap,
+    /// Something about the pages of a range. A [`DirtyRange`] follows in user memory.
+    Range(RangeOp),
+}
+
+/// What to do about the dirty pages of a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RangeOp {
+    /// Report them, and take them as clean from now on.
+    Get,
+    /// Report them only.
+    GetNoClear,
+    /// Take those as clean whose bits are set in the user's bitmap.
+    Clear,
 }
 
 impl DirtyOp {
@@ -45,19 +56,20 @@ impl DirtyOp {
 
         check_argsz(argsz, Self::SIZE)?;
         check_flags(flags, dirty_flag::ALLOWED)?;
-        match flags {
-            dirty_flag::START => Ok(Self::Start),
-            dirty_flag::STOP => Ok(Self::Stop),
-            dirty_flag::GET_BITMAP => {
-                check_argsz(argsz, Self::SIZE_WITH_RANGE)?;
-                Ok(Self::GetBitmap)
-            }
-            asked => Err(Refusal::DirtyFlags { asked }),
-        }
+        let op = match flags {
+            dirty_flag::START => return Ok(Self::Start),
+            dirty_flag::STOP => return Ok(Self::Stop),
+            dirty_flag::GET_BITMAP => RangeOp::Get,
+            dirty_flag::GET_BITMAP_NOCLEAR => RangeOp::GetNoClear,
+            dirty_flag::CLEAR_BITMAP => RangeOp::Clear,
+            asked => return Err(Refusal::DirtyFlags { asked }),
+        };
+        check_argsz(argsz, Self::SIZE_WITH_RANGE)?;
+        Ok(Self::Range(op))
     }
 }
 
-/// Which dirty pages to hand out and where, `struct vfio_iommu_type1_dirty_bitmap_get`.
+/// Which pages, and a bitmap for them, `struct vfio_iommu_type1_dirty_bitmap_get`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirtyRange {
     /// The device addresses.

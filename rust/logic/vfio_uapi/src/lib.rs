@@ -54,7 +54,8 @@ pub use consts::{
 };
 pub use dirty::{
     DirtyOp,
-    DirtyRange, //
+    DirtyRange,
+    RangeOp, //
 };
 pub use info::{
     caps_len,
@@ -320,12 +321,18 @@ mod tests {
     fn dirty_takes_exactly_one_flag() {
         assert_eq!(dirty(8, 1), Ok(DirtyOp::Start));
         assert_eq!(dirty(8, 2), Ok(DirtyOp::Stop));
-        assert_eq!(dirty(48, 4), Ok(DirtyOp::GetBitmap));
-        for flags in [0, 3, 5, 6, 7, 8, 9, 1 << 31] {
+        for (flag, op) in [
+            (4, RangeOp::Get),
+            (8, RangeOp::GetNoClear),
+            (16, RangeOp::Clear),
+        ] {
+            assert_eq!(dirty(48, flag), Ok(DirtyOp::Range(op)));
+            assert_eq!(dirty(47, flag), Err(Errno::Inval));
+        }
+        for flags in [0, 3, 5, 6, 7, 9, 12, 20, 24, 31, 32, 1 << 31] {
             assert_eq!(dirty(48, flags), Err(Errno::Inval));
         }
         assert_eq!(dirty(7, 1), Err(Errno::Inval));
-        assert_eq!(dirty(47, 4), Err(Errno::Inval));
     }
 
     #[test]

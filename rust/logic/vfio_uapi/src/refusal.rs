@@ -185,7 +185,8 @@ impl fmt::Display for Refusal {
             ),
             Self::DirtyFlags { asked } => write!(
                 f,
-                "flags are {asked:#x}, exactly one of START, STOP and GET_BITMAP is allowed"
+                "flags are {asked:#x}, exactly one of START (0x1), STOP (0x2), GET_BITMAP (0x4), \
+                 GET_BITMAP_NOCLEAR (0x8) and CLEAR_BITMAP (0x10) is allowed"
             ),
             Self::BitmapPointer { data, size } => write!(
                 f,

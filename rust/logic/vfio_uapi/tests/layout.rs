@@ -147,7 +147,7 @@ fn dirty() {
     let raw = Raw::new()
         .u32(offset_of!(C, argsz), 48)
         .u32(offset_of!(C, flags), VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP);
-    assert_eq!(DirtyOp::decode(&raw.0), Ok(DirtyOp::GetBitmap));
+    assert_eq!(DirtyOp::decode(&raw.0), Ok(DirtyOp::Range(RangeOp::Get)));
 
     type Get = vfio_iommu_type1_dirty_bitmap_get;
     let bitmap = offset_of!(Get, bitmap);

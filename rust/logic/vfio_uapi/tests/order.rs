@@ -175,12 +175,12 @@ proptest! {
         bitmap_size in bitmap_size(),
     ) {
         let op = DirtyOp::decode(&bytes(&[&argsz.to_ne_bytes(), &flags.to_ne_bytes()]));
-        let get = flags == 4;
+        let about_range = matches!(flags, 4 | 8 | 16);
         let expected = first(&[
             (argsz < 8, Errno::Inval),
-            (flags & !7 != 0, Errno::Inval),
+            (flags & !31 != 0, Errno::Inval),
             (flags.count_ones() != 1, Errno::Inval),
-            (get && argsz < 48, Errno::Inval),
+            (about_range && argsz < 48, Errno::Inval),
         ]);
         prop_assert_eq!(op.map(|_| ()).map_err(|refusal| refusal.errno()), expected);
 
@@ -319,7 +319,8 @@ fn refusals_say_what_was_asked_and_what_is_allowed() {
         ),
         (
             Refusal::DirtyFlags { asked: 0x6 },
-            "flags are 0x6, exactly one of START, STOP and GET_BITMAP is allowed",
+            "flags are 0x6, exactly one of START (0x1), STOP (0x2), GET_BITMAP (0x4), \
+             GET_BITMAP_NOCLEAR (0x8) and CLEAR_BITMAP (0x10) is allowed",
         ),
         (
             bitmap.outside_user_memory(),
