@@ -178,9 +178,7 @@ impl Container {
                     })
             },
         );
-        topology
-            .iommu
-            .set_tracking(true, |error| warn_untracked(error));
+        topology.iommu.set_tracking(true, warn_untracked);
         space.tracking = true;
         Ok(())
     }
@@ -338,8 +336,8 @@ fn for_cleared(
             continue;
         };
         let bits = Run {
-            first: (part.first() - request.iova.first()) / request.bitmap.pgsize,
-            count: part.size().unwrap_or(0) / request.bitmap.pgsize,
+            first: request.bitmap.bits(part.first() - request.iova.first()),
+            count: request.bitmap.bits(part.size().unwrap_or(0)),
         };
         let first_page = (part.first() - mapping.iova().first()) / PAGE;
 
@@ -502,7 +500,7 @@ impl Mapping {
             log.mark_all();
         }
 
-        let offset = (self.iova().first() - base) / bitmap.pgsize;
+        let offset = bitmap.bits(self.iova().first() - base);
         let coarse;
         let log = match pages_per_bit(bitmap) {
             NonZeroU64::MIN => &*log,

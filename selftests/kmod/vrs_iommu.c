@@ -859,6 +859,7 @@ static enum vrs_iommu_fault vrs_translate(struct vrs_engine *engine, u64 iova,
 	struct vrs_domain *dom = engine->domain;
 	u64 entry, found;
 	unsigned int level;
+	bool track;
 	u64 *slot;
 
 	lockdep_assert_held(&engine->lock);
@@ -873,6 +874,10 @@ static enum vrs_iommu_fault vrs_translate(struct vrs_engine *engine, u64 iova,
 
 	slot = vrs_find(dom, iova, &level);
 	entry = READ_ONCE(*slot);
+	track = write && READ_ONCE(dom->tracking);
+	if (track && !(entry & VRS_DIRTY) &&
+	    vrs_injected(dom->unit, VRS_IOMMU_FAIL_DIRTY))
+		track = false;
 	for (;;) {
 		u64 seen = entry | VRS_ACCESSED;
 
@@ -882,7 +887,7 @@ static enum vrs_iommu_fault vrs_translate(struct vrs_engine *engine, u64 iova,
 			return VRS_IOMMU_NO_WRITE;
 		if (!write && !(entry & VRS_READ))
 			return VRS_IOMMU_NO_READ;
-		if (write && READ_ONCE(dom->tracking))
+		if (track)
 			seen |= VRS_DIRTY;
 		found = cmpxchg(slot, entry, seen);
 		if (found == entry)

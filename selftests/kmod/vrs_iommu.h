@@ -146,6 +146,8 @@ enum vrs_iommu_what {
 	VRS_IOMMU_FAIL_UNMAP,
 	/* The same, but it unmaps its first leaf. */
 	VRS_IOMMU_FAIL_UNMAP_SHORT,
+	/* A dirty bit: the leaf stays clean, and the IOTLB believes it dirty. */
+	VRS_IOMMU_FAIL_DIRTY,
 	VRS_IOMMU_FAIL_KINDS,
 };
 

@@ -265,11 +265,13 @@ pub enum What {
     Unmap,
     /// The same, but it unmaps its first leaf.
     UnmapShort,
+    /// A dirty bit: the leaf stays clean, and the IOTLB believes it dirty.
+    Dirty,
 }
 
 impl What {
     /// All of them.
-    pub const ALL: [What; 7] = [
+    pub const ALL: [What; 8] = [
         What::Map,
         What::Leaf,
         What::Table,
@@ -277,6 +279,7 @@ impl What {
         What::Attach,
         What::Unmap,
         What::UnmapShort,
+        What::Dirty,
     ];
 }
 

@@ -62,6 +62,12 @@ pub const DIRTY_START: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_START;
 pub const DIRTY_STOP: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_STOP;
 /// DIRTY_PAGES reports the dirty pages of a range.
 pub const DIRTY_GET: u32 = vfio::VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP;
+/// DIRTY_PAGES reports the dirty pages of a range, which stay dirty. Not in mainline's header.
+pub const DIRTY_GET_NOCLEAR: u32 = 1 << 3;
+/// DIRTY_PAGES takes the pages of a bitmap as clean. Not in mainline's header.
+pub const DIRTY_CLEAR: u32 = 1 << 4;
+/// CHECK_EXTENSION says whether there are the two. Not in mainline's header.
+pub const DIRTY_LOG_MANUAL_CLEAR: u32 = 11;
 
 /// An ioctl, by its offset from VFIO_BASE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -347,7 +353,8 @@ impl Container {
 
     /// DIRTY_PAGES with a header which may lie about its size.
     pub fn dirty_with(&self, argsz: u32, flags: u32) -> Sys {
-        assert!(flags & DIRTY_GET == 0 || argsz <= self::argsz::<DirtyGet>());
+        let range = DIRTY_GET | DIRTY_GET_NOCLEAR | DIRTY_CLEAR;
+        assert!(flags & range == 0 || argsz <= self::argsz::<DirtyGet>());
         let mut arg = dirty_get_arg(0, 0, &mut []);
         arg.head.argsz = argsz;
         arg.head.flags = flags;
@@ -358,8 +365,15 @@ impl Container {
 
     /// Reads the dirty bitmap of a range into `words`.
     pub fn dirty_get(&self, iova: u64, size: u64, words: &mut [u64]) -> Sys {
+        self.dirty_range(DIRTY_GET, iova, size, words)
+    }
+
+    /// DIRTY_PAGES with a range and its bitmap.
+    pub fn dirty_range(&self, flags: u32, iova: u64, size: u64, words: &mut [u64]) -> Sys {
+        let mut arg = dirty_get_arg(iova, size, words);
+        arg.head.flags = flags;
         // SAFETY: The descriptor names `words` and no more.
-        unsafe { self.dirty_get_with(dirty_get_arg(iova, size, words)) }
+        unsafe { self.dirty_get_with(arg) }
     }
 
     /// DIRTY_PAGES with the argument of GET_BITMAP.

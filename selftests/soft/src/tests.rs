@@ -2,6 +2,7 @@
 
 //! The tests, one file per subject.
 
+mod dirty;
 mod dma;
 mod domain;
 mod fail;
@@ -45,6 +46,7 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
         range::TESTS,
         fail::TESTS,
         load::TESTS,
+        dirty::TESTS,
     ]
     .into_iter()
     .flatten()

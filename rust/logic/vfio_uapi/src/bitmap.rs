@@ -33,6 +33,11 @@ impl BitmapArg {
         Self { pgsize, size, data }
     }
 
+    /// Returns how many bits stand for `bytes`; none if the page size makes no sense.
+    pub fn bits(&self, bytes: u64) -> u64 {
+        bytes.checked_div(self.pgsize).unwrap_or(0)
+    }
+
     /// Returns the refusal, with `EINVAL`, of a bitmap that is not in user memory.
     ///
     /// Where user memory is only the caller knows. It looks before
