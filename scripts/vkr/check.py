@@ -42,9 +42,9 @@ def cmd_check(args):
     for name in args.machine:
         if name not in machine.MACHINES:
             raise ui.StepFailed(f"there is no machine {name}", hint=f"take some of {', '.join(machine.MACHINES)}")
-    description = selftests.Description()
-    if unknown := sorted(set(args.test) - {test.name for test in description.tests}):
-        raise ui.StepFailed(f"there is no test {', '.join(unknown)}", hint=description.where(unknown))
+    known = [test.name for test in selftests.Description().tests]
+    if unknown := sorted(set(args.test) - set(known)):
+        raise ui.StepFailed(f"there is no test {', '.join(unknown)}", hint=f"there are: {', '.join(known)}")
     chosen = [name for name in STAGES if name in (args.stage or _usual())]
     setup.ensure(*dict.fromkeys(kernel for name in chosen for kernel in _kernels(name, args)))
     # Two runs in one checkout would write to the same builds, logs and results.

@@ -71,9 +71,6 @@ class Description:
 
     def where(self, names):
         """Which machines have tests, in words."""
-        known = {test.name for test in self.tests}
-        if unknown := [name for name in names if name not in known]:
-            return f"there is no test {', '.join(unknown)}; there are: {', '.join(sorted(known))}"
         having = {name: [where for where in machine.MACHINES
                          if any(test.name == name for test in self.tests_of(where))] for name in names}
         return "; ".join(f"{name} is a test of {', '.join(machines)}" for name, machines in having.items())
