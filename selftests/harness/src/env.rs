@@ -167,24 +167,31 @@ impl Pci {
     /// IOVA the group must not use: first byte and last byte of each region.
     #[track_caller]
     pub fn reserved(&self) -> Verdict<Vec<(u64, u64)>> {
-        let path = format!(
-            "/sys/kernel/iommu_groups/{}/reserved_regions",
-            self.group()?
-        );
-        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-        read_needed(Path::new(&path))?
-            .lines()
-            .filter(|line| !line.ends_with("direct-relaxable"))
-            .map(|line| {
-                let mut words = line.split_whitespace();
-                let first = words.next().and_then(hex);
-                let last = words.next().and_then(hex);
-                first
-                    .zip(last)
-                    .ok_or_else(|| Stop::fail(format_args!("{path}: {line:?} is not a range")))
-            })
-            .collect()
+        let regions = reserved_regions(self.group()?)?.into_iter();
+        Ok(regions
+            .filter(|(.., kind)| kind != "direct-relaxable")
+            .map(|(first, last, _)| (first, last))
+            .collect())
     }
+}
+
+/// First byte, last byte and kind of each range that sysfs says is reserved for a group.
+#[track_caller]
+pub(crate) fn reserved_regions(group: u32) -> Verdict<Vec<(u64, u64, String)>> {
+    let path = format!("/sys/kernel/iommu_groups/{group}/reserved_regions");
+    let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let text = read_needed(Path::new(&path))?;
+    text.lines()
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let first = words.next().and_then(hex);
+            let last = words.next().and_then(hex);
+            match (first, last, words.next()) {
+                (Some(first), Some(last), Some(kind)) => Ok((first, last, kind.into())),
+                _ => Err(Stop::fail(format_args!("{path}: {line:?} is not a region"))),
+            }
+        })
+        .collect()
 }
 
 /// Whether interrupt messages of devices can be told apart, and are, so that none can raise

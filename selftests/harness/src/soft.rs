@@ -23,6 +23,7 @@ use crate::check::{
     Verdict, //
 };
 use crate::env::{
+    reserved_regions,
     Env,
     Model, //
 };
@@ -426,20 +427,7 @@ impl Soft {
     /// First byte, last byte and kind of each range that sysfs says is reserved.
     #[track_caller]
     pub fn reserved(&self) -> Verdict<Vec<(u64, u64, String)>> {
-        let path = format!("/sys/kernel/iommu_groups/{}/reserved_regions", self.group);
-        let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-        let text = fs::read_to_string(&path).map_err(|e| missing_or_fail(&path, e))?;
-        text.lines()
-            .map(|line| {
-                let mut words = line.split_whitespace();
-                let first = words.next().and_then(hex);
-                let last = words.next().and_then(hex);
-                match (first, last, words.next()) {
-                    (Some(first), Some(last), Some(kind)) => Ok((first, last, kind.into())),
-                    _ => Err(Stop::fail(format_args!("{path}: {line:?} is not a region"))),
-                }
-            })
-            .collect()
+        reserved_regions(self.group)
     }
 }
 
