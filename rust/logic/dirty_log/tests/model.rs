@@ -4,12 +4,15 @@
 
 use dirty_log::{
     place,
+    windows,
     words_for,
     Bits,
-    BitsMut, //
+    BitsMut,
+    Run, //
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use std::num::NonZeroU64;
 
 fn config() -> ProptestConfig {
     ProptestConfig {
@@ -139,6 +142,72 @@ proptest! {
             rebuilt[run.first as usize..clean_from as usize].fill(true);
         }
         prop_assert_eq!(rebuilt, model);
+    }
+
+    #[test]
+    fn runs_in_a_part_are_those_of_the_part(
+        model in pages(300),
+        first in 0..320u64,
+        count in prop_oneof![0..320u64, Just(u64::MAX)],
+    ) {
+        let words = words_of(&model);
+        let bits = Bits::new(&words, model.len() as u64).expect("enough words");
+        let inside = |page: u64| page >= first && page - first < count;
+        let mut rebuilt = vec![false; model.len()];
+        for run in bits.iter_runs_in(first, count) {
+            prop_assert!(run.count > 0 && inside(run.first) && inside(run.last()));
+            rebuilt[run.first as usize..=run.last() as usize].fill(true);
+        }
+        let expected: Vec<_> = (0..).zip(&model).map(|(page, &set)| set && inside(page)).collect();
+        prop_assert_eq!(rebuilt, expected);
+    }
+
+    /// A user's bitmap read through windows, from any bit to any other.
+    #[test]
+    fn windows_show_the_bits_asked_for(
+        user in pages(700),
+        first in 0..700u64,
+        count in 0..700u64,
+        room in 1..6usize,
+    ) {
+        let words = words_of(&user);
+        let bits = Run { first, count };
+        let mut rebuilt = vec![false; 2000];
+        let mut behind = first;
+        for window in windows(bits, room) {
+            prop_assert!((1..=room).contains(&window.len));
+            let index = window.index as usize;
+            let copied: Vec<_> = (index..index + window.len)
+                .map(|index| words.get(index).copied().unwrap_or(0))
+                .collect();
+            for run in window.runs(&copied) {
+                prop_assert!(run.first >= behind, "ascending, each bit once");
+                behind = run.first + run.count;
+                rebuilt[run.first as usize..behind as usize].fill(true);
+            }
+        }
+        for (number, &got) in (0u64..).zip(&rebuilt) {
+            let asked = number >= first && number - first < count;
+            let set = user.get(number as usize).copied().unwrap_or(false);
+            prop_assert_eq!(got, asked && set, "bit {}", number);
+        }
+    }
+
+    #[test]
+    fn a_large_page_is_dirty_if_a_small_one_is(
+        fine in pages(300),
+        coarse in pages(80),
+        ratio in 1..20u64,
+    ) {
+        let (fine_words, mut words) = (words_of(&fine), words_of(&coarse));
+        let ratio = NonZeroU64::new(ratio).expect("from 1 on");
+        let mut bits = BitsMut::new(&mut words, coarse.len() as u64).expect("enough words");
+        bits.merge_finer(Bits::new(&fine_words, fine.len() as u64).expect("enough words"), ratio);
+        for (number, &before) in (0u64..).zip(&coarse) {
+            let run = Run { first: number, count: 1 }.finer(ratio).expect("small numbers");
+            let of_it = fine.iter().skip(run.first as usize).take(run.count as usize);
+            prop_assert_eq!(bits.is_set(number), before || of_it.clone().any(|&set| set));
+        }
     }
 
     #[test]
