@@ -988,6 +988,7 @@ static enum vrs_iommu_fault vrs_piece(struct vrs_job *job, u64 offset,
 		len = min(len, 8U);
 		fallthrough;
 	case VRS_IOMMU_FILL:
+	case VRS_IOMMU_CHURN:
 		fault = vrs_access(engine, iova, vrs_fill_words(job, iova, len),
 				   len, true);
 		break;
@@ -1049,6 +1050,7 @@ struct vrs_background {
 	struct vrs_background_thread {
 		struct vrs_job job;
 		struct task_struct *task;
+		unsigned int threads;
 		u64 pieces, faults;
 	} thread[];
 };
@@ -1071,7 +1073,7 @@ static int vrs_dma_check(const struct vrs_iommu_dma *request)
 {
 	u64 last;
 
-	if (request->op > VRS_IOMMU_CHECKSUM || request->reserved ||
+	if (request->op > VRS_IOMMU_CHURN || request->reserved ||
 	    request->threads > VRS_IOMMU_ENGINES || !request->len)
 		return -EINVAL;
 	if (request->len > VRS_IOMMU_DMA_MAX)
@@ -1169,6 +1171,8 @@ static int vrs_background_run(void *data)
 			offset = round_down(offset, SZ_4K);
 		len = vrs_piece_len(job, offset, job->to - offset);
 		fault = vrs_piece(job, offset, len);
+		if (job->op == VRS_IOMMU_CHURN)
+			job->seed += thread->threads;
 		WRITE_ONCE(thread->pieces, thread->pieces + 1);
 		/* Who sees this fault sees its piece, see vrs_ioctl_stop(). */
 		if (fault)
@@ -1219,6 +1223,9 @@ static long vrs_ioctl_start(struct vrs_device *vrs, void __user *arg)
 
 		vrs_job_init(&thread->job, vrs, &request, i);
 		thread->job.to = request.len;
+		thread->threads = request.threads;
+		if (request.op == VRS_IOMMU_CHURN)
+			thread->job.seed += i;
 		task = kthread_create(vrs_background_run, thread, "%s/%u",
 				      dev_name(&vrs->port->pdev->dev), i);
 		if (IS_ERR(task)) {

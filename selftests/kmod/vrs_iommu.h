@@ -42,6 +42,11 @@ enum vrs_iommu_op {
 	 * offset from @iova + 1), modulo 2^64.
 	 */
 	VRS_IOMMU_CHECKSUM,
+	/*
+	 * Writes as FILL does; in the background each piece has a seed of its
+	 * own, beginning with @seed, so that no two write the same.
+	 */
+	VRS_IOMMU_CHURN,
 };
 #define VRS_IOMMU_STEP	0x9e3779b97f4a7c15ULL
 

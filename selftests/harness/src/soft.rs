@@ -72,6 +72,8 @@ pub enum Op {
     Touch,
     /// Reads, and sums up as [`checksum`].
     Checksum,
+    /// Writes as `Fill`; in the background no two pieces write the same.
+    Churn,
 }
 
 /// What `Op::Fill` writes to an address that is a multiple of eight, little endian.

@@ -9,6 +9,7 @@ mod fail;
 mod fixture;
 mod leaf;
 mod load;
+mod migrate;
 mod range;
 mod unmap;
 
@@ -47,6 +48,7 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
         fail::TESTS,
         load::TESTS,
         dirty::TESTS,
+        migrate::TESTS,
     ]
     .into_iter()
     .flatten()

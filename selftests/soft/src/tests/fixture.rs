@@ -221,7 +221,7 @@ fn refused(_: &Env) -> Verdict {
         ..RawDma::default()
     };
     for (what, want, bad) in [
-        ("no such operation", Errno::EINVAL, RawDma { op: 4, ..good }),
+        ("no such operation", Errno::EINVAL, RawDma { op: 5, ..good }),
         ("nothing", Errno::EINVAL, RawDma { len: 0, ..good }),
         (
             "no engine",
