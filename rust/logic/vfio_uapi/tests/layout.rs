@@ -286,3 +286,30 @@ fn chain_of_a_container_without_an_iommu() {
         .collect();
     assert_eq!(ids, [capability::MIGRATION, capability::DMA_AVAIL]);
 }
+
+/// What mainline's header does not have is in ours.
+#[test]
+fn manual_clear() {
+    let header = include_str!("../../../../Documentation/uapi/vfio_dirty_log.h");
+    let define = |name: &str| {
+        let value = header
+            .lines()
+            .filter_map(|line| line.strip_prefix("#define "))
+            .filter_map(|line| line.split_once(|c: char| c.is_whitespace()))
+            .find(|(defined, _)| *defined == name)
+            .map(|(_, value)| value.trim().trim_matches(['(', ')']));
+        let mut numbers = value.expect(name).split(" << ").map(|number| {
+            let number: u32 = number.parse().expect("a number or a shift");
+            number
+        });
+        let first = numbers.next().expect("a number");
+        numbers.fold(first, |value, shift| value << shift)
+    };
+    let flag = |name: &str| define(&format!("VFIO_IOMMU_DIRTY_PAGES_FLAG_{name}"));
+    assert_eq!(flag("GET_BITMAP_NOCLEAR"), dirty_flag::GET_BITMAP_NOCLEAR);
+    assert_eq!(flag("CLEAR_BITMAP"), dirty_flag::CLEAR_BITMAP);
+    assert_eq!(
+        u64::from(define("VFIO_DIRTY_LOG_MANUAL_CLEAR")),
+        extension::DIRTY_LOG_MANUAL_CLEAR
+    );
+}
