@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""On which machines of a stage a test runs that was asked for by its name."""
+"""Which tests run on which machines of a stage, and what is put into their commands."""
 
 import argparse
 import unittest
 from unittest import mock
 
-from vkr import check, ui
+from vkr import check, selftests, ui
 
 
 def chosen(*words, tell=False):
@@ -42,6 +42,24 @@ class ChosenTest(unittest.TestCase):
         with self.assertRaises(ui.StepFailed) as caught:
             check.cmd_check(args)
         self.assertRegex(caught.exception.render(), "(?s)there is no test sotf-native.*soft-native")
+
+
+class PlanTest(unittest.TestCase):
+    def plan(self, *command):
+        description = selftests.Description()
+        test = selftests.Test("t", ["vm"], 1, command=list(command), needs=["igb", "vfio"])
+        places = selftests.Places(bin="/bin")
+        with mock.patch.object(places, "file", places.fill):
+            return selftests.plan(description, "vm", [test], [], places)["phases"][0]["tests"][0]
+
+    def test_what_stands_for_what(self):
+        self.assertEqual(self.plan("{bin}/type1", "--device", "{igb}")["command"],
+                         ["/bin/type1", "--device", "{igb}"])
+
+    def test_a_place_nobody_knows(self):
+        with self.assertRaises(ui.StepFailed) as caught:
+            self.plan("{python}", "{vfio}", "{igb}")
+        self.assertIn("python, vfio", caught.exception.render())
 
 
 if __name__ == "__main__":

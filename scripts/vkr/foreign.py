@@ -78,7 +78,8 @@ def cmd_foreign(args):
     description = selftests.Description()
     description.needs.update(NEEDS)
     drivers = args.driver or list(description.drivers)
-    places = selftests.Places(kernel=built.build_dir, modules=check._modules("x86_64"))
+    places = selftests.Places(kernel=built.build_dir, modules=check._modules("x86_64"),
+                              python=Machine.python)
     found = report.Report()
     with found.stage("foreign") as stage:
         selftests.run_stage(stage, "vm", lambda where: Machine(where, built, kvm=args.kvm),

@@ -7,6 +7,7 @@ build/results, and differences between drivers are failures of their own.
 """
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 
@@ -138,7 +139,12 @@ def plan(description, where, tests, drivers, places, leaks=False):
                  "env": {key: fill(value) for key, value in test.env.items()}}
         if test.kunit:
             return {**entry, "kunit": places.file(test.kunit)}
-        return {**entry, "command": [fill(word) for word in test.command]}
+        command = [fill(word) for word in test.command]
+        # The machine itself knows where its devices are, and nothing else.
+        devices = {need for need in test.needs if "device" in description.needs[need]}
+        if unknown := set(re.findall(r"\{([a-z]\w*)\}", " ".join(command))) - devices:
+            raise ui.StepFailed(f"nothing says what {', '.join(sorted(unknown))} in braces stands for in test {test.name}")
+        return {**entry, "command": command}
 
     modules = {name: _module_name(driver["path"]) for name, driver in description.drivers.items()}
     phases = []
