@@ -35,6 +35,8 @@ DISK_BYTES = 32 << 20
 #: Emulation on a busy host is slow: these only have to end, not to be short.
 BOOT_LIMIT = 300
 PAUSE_LIMIT = 300
+#: kmemleak reads all memory twice, that of reserved huge pages too.
+LEAKS_LIMIT = 900
 GRACE = 120
 OFF_LIMIT = 90
 
@@ -435,6 +437,7 @@ class _Follower:
         self.patience = patience
         self.limits = {(phase["name"], test["name"]): test["limit"]
                        for phase in plan["phases"] for test in phase["tests"]}
+        self.pause = PAUSE_LIMIT + (LEAKS_LIMIT if plan.get("leaks") else 0)
         self.current = None
         self.rest = b""
         self.partial = b""
@@ -501,7 +504,7 @@ class _Follower:
                 self.run.boot_kernel += event["text"] + "\n"
         elif kind == "done":
             self.current.end = event
-            self.wait("the next test", PAUSE_LIMIT)
+            self.wait("the next test", self.pause)
         elif kind == "trouble":
             self.run.trouble.append(event["text"])
             self.wait("power-off", OFF_LIMIT)
