@@ -255,6 +255,8 @@ class Runner:
                     bind(address, need["driver"])
             if "open" in need:
                 os.close(os.open(need["open"], os.O_RDWR | os.O_CLOEXEC))
+            if "reads" in need and (text := read(need["file"]).strip()) != need["reads"]:
+                raise Missing(f"{need['name']}: {need['file']} is {text}, not {need['reads']}")
             if "count" in need and int(read(need["count"])) < need["at_least"]:
                 raise Missing(f"{need['name']}: {need['count']} is below {need['at_least']}")
         except OSError as error:

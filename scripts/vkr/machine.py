@@ -110,7 +110,9 @@ class Machine:
         transcript = self.where / "transcript.jsonl"
         transcript.write_bytes(b"")
         plan_file = self.where / "plan.json"
-        phases = [{**phase, "tests": [{**test, "limit": test["limit"] * self.patience}
+        # Programs with limits of their own learn from the environment.
+        phases = [{**phase, "tests": [{**test, "limit": test["limit"] * self.patience,
+                                       "env": {"TEST_PATIENCE": str(self.patience), **test["env"]}}
                                       for test in phase["tests"]]} for phase in plan["phases"]]
         plan_file.write_text(json.dumps(
             {**plan, "phases": phases, "transcript": self.transcript_name,

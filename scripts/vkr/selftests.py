@@ -55,7 +55,7 @@ class Description:
             raise ui.StepFailed(f"{path.name}: {error}")
         names = [test.name for test in self.tests]
         for test in self.tests:
-            for kind, used, known in (("machine", test.machines, self.machines),
+            for kind, used, known in (("machine", test.machines, {*self.machines, *machine.MACHINES}),
                                       ("driver", test.drivers, self.drivers),
                                       ("need", test.needs, self.needs)):
                 for name in set(used) - set(known):
@@ -68,7 +68,7 @@ class Description:
     def tests_of(self, where):
         """The tests of a machine, some of which run those of another."""
         described = machine.MACHINES[where].tests or where
-        return [test for test in self.tests if described in test.machines]
+        return [test for test in self.tests if {where, described} & set(test.machines)]
 
     def where(self, names):
         """Which machines have tests, in words."""

@@ -43,6 +43,10 @@ pub struct Options {
     /// Give each test this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
+
+    /// Give each test so many times that, where the kernel or the processor is slow.
+    #[arg(long, value_name = "TIMES", env = "TEST_PATIENCE", default_value_t = 1)]
+    patience: u64,
 }
 
 impl Options {
@@ -88,7 +92,11 @@ impl Options {
             "no test matches; --list shows their names"
         );
 
-        let totals = runner::run(env, &chosen, Duration::from_secs(self.timeout))?;
+        let totals = runner::run(
+            env,
+            &chosen,
+            Duration::from_secs(self.timeout * self.patience),
+        )?;
         Ok(match (totals.fail, totals.pass) {
             (0, 0) => ExitCode::from(KSFT_SKIP),
             (0, _) => ExitCode::SUCCESS,
