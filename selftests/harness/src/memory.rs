@@ -368,10 +368,15 @@ impl Memory {
     /// Copies bytes out.
     pub fn get(&self, offset: u64, len: u64) -> Vec<u8> {
         let mut bytes = vec![0; len as usize];
-        let from = self.at(offset, len);
+        self.get_into(offset, &mut bytes);
+        bytes
+    }
+
+    /// Copies bytes out, to where they are wanted.
+    pub fn get_into(&self, offset: u64, bytes: &mut [u8]) {
+        let from = self.at(offset, bytes.len() as u64);
         // SAFETY: As in `put`.
         unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
-        bytes
     }
 
     /// A number of kibibytes from smaps, summed over the parts of this mapping.
