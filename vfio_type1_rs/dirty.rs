@@ -8,7 +8,7 @@
 //! needs it has them; else every page that is mapped counts as dirty.
 //!
 //! Bits of the IOMMU move into the log the moment they are read, and leave it when the user was
-//! told, or with `CLEAR_BITMAP`; see the crate `dirty_log` for why no write is lost. Where one can
+//! told of all, or with `CLEAR_BITMAP`; see the crate `dirty_log` for why no write is lost. Where one can
 //! not know, pages are reported once too often rather than never.
 
 use crate::{
@@ -78,6 +78,8 @@ const PAGE: u64 = PAGE_SIZE as u64;
 pub(crate) struct DirtyLog {
     words: KVVec<u64>,
     pages: u64,
+    /// Something was marked since the log was reported.
+    marked: bool,
 }
 
 impl DirtyLog {
@@ -95,7 +97,11 @@ impl DirtyLog {
         // INVARIANT: That many words were asked for.
         Some(
             words
-                .map(|words| Self { words, pages })
+                .map(|words| Self {
+                    words,
+                    pages,
+                    marked: false,
+                })
                 .map_err(|_| Cause::Other(ENOMEM)),
         )
     }
@@ -117,6 +123,7 @@ impl DirtyLog {
             return;
         };
         let (first, last) = (offset / PAGE, last / PAGE);
+        self.marked = true;
         if let Some(mut bits) = self.bits_mut() {
             bits.set(first, last - first + 1);
         }
@@ -207,8 +214,16 @@ impl Container {
         }
         self.settle(&mut space, request.iova);
         match op {
-            RangeOp::Get => report(&space, &topology, request, State::restart_log),
-            RangeOp::GetNoClear => report(&space, &topology, request, |_, _| ()),
+            RangeOp::Get => {
+                report(&space, &topology, request)?;
+                // Only when the user has all of it.
+                for entry in space.in_range(request.iova) {
+                    let mapping = &entry.mapping;
+                    mapping.state.lock().restart_log(mapping);
+                }
+                Ok(())
+            }
+            RangeOp::GetNoClear => report(&space, &topology, request),
             RangeOp::Clear => clear(&space, &topology, request),
         }
     }
@@ -260,13 +275,8 @@ pub(crate) fn warn_untracked(error: Error) {
     pr_warn!("an IOMMU does not track dirty pages, so all count as dirty: {error:?}\n");
 }
 
-/// Reports the dirty pages of a range; `then` is done to the log of each mapping that was reported.
-fn report(
-    space: &SpaceGuard<'_>,
-    topology: &Topology,
-    request: &DirtyRange,
-    then: impl Fn(&mut State, &Mapping),
-) -> Result<(), Cause> {
+/// Reports the dirty pages of a range.
+fn report(space: &SpaceGuard<'_>, topology: &Topology, request: &DirtyRange) -> Result<(), Cause> {
     let range = request.iova;
     check_whole(space, range)?;
     if topology.dirty_source() == Source::Hardware {
@@ -276,20 +286,15 @@ fn report(
                 sync_range(space, range, reader)
             })?;
     }
-    let reported = space.in_range(range).try_for_each(|entry| {
+    space.in_range(range).try_for_each(|entry| {
         let mapping = &entry.mapping;
-        let mut state = mapping.state.lock();
-        mapping.report_dirty(&mut state, range.first(), &request.bitmap, topology)?;
-        then(&mut state, mapping);
-        Ok(())
-    });
-    if reported.is_err() {
-        // The user did not get all, and must be able to ask again.
-        space
-            .in_range(range)
-            .for_each(|entry| entry.mark_dirty(range));
-    }
-    reported
+        mapping.report_dirty(
+            &mut mapping.state.lock(),
+            range.first(),
+            &request.bitmap,
+            topology,
+        )
+    })
 }
 
 /// Takes the pages as clean whose bits the user has set.
@@ -516,6 +521,9 @@ impl Mapping {
             }
             words.flush()?;
         }
+        if let Some(log) = &mut state.dirty {
+            log.marked = false;
+        }
         Ok(())
     }
 }
@@ -527,9 +535,13 @@ impl State {
         self.mark_pinned(mapping);
     }
 
-    /// Forgets what is marked, except what drivers may go on writing to.
+    /// Forgets what was reported, except what drivers may go on writing to.
     fn restart_log(&mut self, mapping: &Mapping) {
         if let Some(log) = &mut self.dirty {
+            if log.marked {
+                // By a driver, since it was reported: all comes once more.
+                return;
+            }
             log.clear();
         }
         self.mark_pinned(mapping);

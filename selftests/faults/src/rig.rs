@@ -53,6 +53,8 @@ pub(crate) const TWO_EMULATED: Places = &[
 ];
 /// One device behind a software IOMMU.
 pub(crate) const SOFT: Places = &[Place::Soft("plain", 0)];
+/// One of either, the one behind an IOMMU that tracks what it writes to.
+pub(crate) const TRACKED: Places = &[Place::Soft("dirty", 0), Place::Emulated(Which::First)];
 /// Two domains, of different kinds.
 pub(crate) const TWO_SOFT: Places = &[Place::Soft("plain", 0), Place::Soft("noncoherent", 0)];
 /// One of either.

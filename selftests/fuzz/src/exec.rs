@@ -23,6 +23,9 @@ use anyhow::{
 use harness::soft;
 use harness::vfio::{
     Command,
+    DIRTY_CLEAR,
+    DIRTY_GET,
+    DIRTY_GET_NOCLEAR,
     PAGE, //
 };
 use nix::errno::Errno;
@@ -147,6 +150,8 @@ struct Group {
 struct Run<'m> {
     machine: &'m mut Machine,
     parameters: &'m Path,
+    /// The driver has GET_BITMAP_NOCLEAR and CLEAR_BITMAP.
+    manual_clear: bool,
     child: Option<Actor>,
     slots: [Option<Slot>; SLOTS],
     groups: [Group; UNITS.len()],
@@ -343,6 +348,7 @@ impl Machine {
         let mut run = Run {
             machine: self,
             parameters,
+            manual_clear: parameters.join("dirty_granule").exists(),
             child: None,
             slots: [None; SLOTS],
             groups: [Group::default(); UNITS.len()],
@@ -614,7 +620,13 @@ impl Run<'_> {
             }
         };
         match &step.op {
-            Op::SetContainer { unit, c } => joins(self.container(*c)?, *unit),
+            Op::SetContainer { unit, c } => {
+                let container = self.container(*c)?;
+                if container.mixes_dirty(*unit) {
+                    return Some("page tables that C shares");
+                }
+                joins(container, *unit)
+            }
             Op::SetIommu { c, .. } => {
                 let container = self.container(*c)?;
                 let units = container.units.iter();
@@ -841,7 +853,9 @@ impl Run<'_> {
         let outcome = self.group_call(who, unit, command, SCRATCH.addr)?;
         if outcome.is_done() {
             self.group_mut(unit).container = Some(slot.container);
-            self.containers[slot.container].units.push(unit);
+            let container = &mut self.containers[slot.container];
+            container.units.push(unit);
+            container.tells_dirty |= unit.kind() == "dirty";
         }
         Ok(outcome)
     }
@@ -939,6 +953,7 @@ impl Run<'_> {
 
         let mut bits = Bits {
             fill: bitmap.fill,
+            told: self.model(c).tells_dirty,
             changes: Changes::between(&before, &BITMAP.get(0, before.len())),
             ..Bits::default()
         };
@@ -1051,15 +1066,34 @@ impl Run<'_> {
         else {
             return Ok(Outcome::Skipped("not about dirty pages"));
         };
+        // Without these two another is asked that has the same checks; afterwards all begins anew.
+        let manual = matches!(flags, DIRTY_GET_NOCLEAR | DIRTY_CLEAR);
+        let sent = if manual && !self.manual_clear {
+            DIRTY_GET
+        } else {
+            flags
+        };
         let words = [iova, size].into_iter().chain(described(bitmap.as_ref()));
-        let bytes = argument(argsz, flags, words);
+        let bytes = argument(argsz, sent, words);
 
         let last = iova.checked_add(size.wrapping_sub(1));
-        let range = last.filter(|_| flags == 4).map(|last| (iova, last));
+        let range = last
+            .filter(|_| matches!(flags, DIRTY_GET | DIRTY_GET_NOCLEAR))
+            .map(|last| (iova, last));
+        if let Some(slot) = self.slot(c).filter(|_| manual) {
+            record.cuts = last.is_some_and(|last| self.containers[slot.container].cuts(iova, last));
+        }
         let outcome = self.with_bitmap(bitmap.as_ref(), range, c, record, |run, record| {
             run.structure(step.who, c, Command::DIRTY_PAGES, &bytes, place, record)
         })?;
 
+        if manual && !matches!(outcome, Outcome::Skipped(_)) {
+            if flags == DIRTY_CLEAR {
+                record.bitmap = None;
+            }
+            self.start_over(c, false, record)?;
+            return Ok(outcome);
+        }
         match (flags, outcome) {
             (1, Outcome::Done(_)) => self.model(c).tracking = true,
             (2, Outcome::Done(_)) => self.model(c).stopped(),

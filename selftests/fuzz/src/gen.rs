@@ -641,14 +641,16 @@ impl<'a> Maker<'a> {
 
     fn dirty(&mut self) {
         let c = self.container();
-        let right = match self.random.random_range(0..10u32) {
+        let right = match self.random.random_range(0..12u32) {
             0..4 => 1,
             4 => 2,
+            10 => 8,
+            11 => 16,
             _ => 4,
         };
         let flags = self.flags(right);
         let (iova, size) = self.range(c);
-        let bitmap = (flags & 4 != 0 || self.one_in(10)).then(|| self.bitmap(size));
+        let bitmap = (flags & 28 != 0 || self.one_in(10)).then(|| self.bitmap(size));
         let size_of = if bitmap.is_some() { 48 } else { 8 };
         let argsz = self.argsz(size_of);
         let place = self.place(size_of as u16);

@@ -32,6 +32,8 @@ pub(crate) struct Container {
     pub(crate) version: Option<u8>,
     pub(crate) units: Vec<Unit>,
     pub(crate) tracking: bool,
+    /// A device was here whose IOMMU tells what it wrote to.
+    pub(crate) tells_dirty: bool,
     pub(crate) mappings: BTreeMap<u64, Mapping>,
 }
 
@@ -54,6 +56,22 @@ impl Container {
     pub(crate) fn outside(&self, more: Unit) -> bool {
         let last = last_address(more);
         self.mappings.values().any(|mapping| mapping.last > last)
+    }
+
+    /// Whether `more` would share a page table with C only, or with Rust only.
+    ///
+    /// A page table that is shared stays with the first group's limits after that has left.
+    pub(crate) fn mixes_dirty(&self, more: Unit) -> bool {
+        let tells = |unit: Unit| unit.kind() == "dirty";
+        let mut iommus = self.units.iter().filter(|unit| !unit.emulated());
+        !more.emulated() && iommus.any(|unit| tells(*unit) != tells(more))
+    }
+
+    /// Whether a range cuts a mapping in two.
+    pub(crate) fn cuts(&self, first: u64, last: u64) -> bool {
+        let inside = self.within(first, last);
+        let cut = |start: &u64| *start < first || self.mappings[start].last > last;
+        inside.iter().any(cut)
     }
 
     /// The first address of each mapping in a range.
@@ -80,6 +98,7 @@ impl Container {
     pub(crate) fn released(&mut self) {
         self.version = None;
         self.tracking = false;
+        self.tells_dirty = false;
         self.mappings.clear();
     }
 

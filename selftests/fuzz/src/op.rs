@@ -324,6 +324,8 @@ impl Op {
                 1 => "IOMMU_DIRTY_PAGES start",
                 2 => "IOMMU_DIRTY_PAGES stop",
                 4 => "IOMMU_DIRTY_PAGES get",
+                8 => "IOMMU_DIRTY_PAGES get, no clear",
+                16 => "IOMMU_DIRTY_PAGES clear",
                 _ => "IOMMU_DIRTY_PAGES",
             },
             Op::Unknown { .. } => "unknown ioctl",

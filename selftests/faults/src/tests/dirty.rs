@@ -16,6 +16,9 @@ use harness::vfio::{
     dirty_get_arg,
     Command,
     DirtyGet,
+    DIRTY_CLEAR,
+    DIRTY_GET,
+    DIRTY_GET_NOCLEAR,
     DIRTY_START,
     DIRTY_STOP,
     PAGE,
@@ -33,7 +36,8 @@ use crate::rig::{
     Places,
     Rig,
     EMULATED,
-    SOFT, //
+    SOFT,
+    TRACKED, //
 };
 use crate::sweep::{
     Sweep,
@@ -43,9 +47,14 @@ use crate::sweep::{
 table! {
     "emulated.dirty_start", "DIRTY_PAGES, START with several mappings" => |env| start(env, EMULATED);
     "emulated.dirty_start_large", "DIRTY_PAGES, START with mappings of many gigabytes" => start_large;
-    "emulated.dirty_get", "DIRTY_PAGES, GET_BITMAP of one mapping" => |env| get(env, 1);
+    "emulated.dirty_get", "DIRTY_PAGES, GET_BITMAP of one mapping" => |env| get(env, EMULATED, DIRTY_GET, 1);
     "emulated.dirty_stop", "DIRTY_PAGES, STOP" => |env| stop(env, EMULATED);
-    "rust.dirty_get_joined", "DIRTY_PAGES, GET_BITMAP of mappings that share a word of it" => |env| get(env, 2);
+    "rust.dirty_get_joined", "DIRTY_PAGES, GET_BITMAP of mappings that share a word of it" => |env| get(env, EMULATED, DIRTY_GET, 2);
+    "rust.dirty_start_tracked", "DIRTY_PAGES, START with an IOMMU that tracks" => |env| start(env, TRACKED);
+    "rust.dirty_stop_tracked", "DIRTY_PAGES, STOP with an IOMMU that tracks" => |env| stop(env, TRACKED);
+    "rust.dirty_get_tracked", "DIRTY_PAGES, GET_BITMAP with an IOMMU that tracks" => |env| get(env, TRACKED, DIRTY_GET, 2);
+    "rust.dirty_no_clear", "DIRTY_PAGES, GET_BITMAP_NOCLEAR" => |env| get(env, TRACKED, DIRTY_GET_NOCLEAR, 2);
+    "rust.dirty_clear", "DIRTY_PAGES, CLEAR_BITMAP" => |env| get(env, TRACKED, DIRTY_CLEAR, 2);
     "soft.dirty_start", "DIRTY_PAGES, START with several mappings" => |env| start(env, SOFT);
     "soft.dirty_stop", "DIRTY_PAGES, STOP" => |env| stop(env, SOFT);
 }
@@ -122,23 +131,27 @@ struct WithBitmap {
     words: Box<[u64; 1]>,
 }
 
-/// What a refused call did not tell is told by the next.
-fn get(env: &Env, mappings: u64) -> Verdict {
+/// What a refused call did not tell is told by the next. A bitmap that is read stays as it is.
+fn get(env: &Env, places: Places, flags: u32, mappings: u64) -> Verdict {
     let memory = Memory::anon(COUNT * SIZE)?;
     let prepare = || {
-        let rig = rig(env, EMULATED, &memory)?;
+        let rig = rig(env, places, &memory)?;
         rig.container()?.dirty(DIRTY_START)?;
         for n in 0..mappings {
             rig.device()?.pinned(IOVA + n * SIZE + (n + 1) * PAGE, 2)?;
         }
         let mut words = Box::new([0]);
-        let arg = dirty_get_arg(IOVA, mappings * SIZE, &mut *words);
+        let mut arg = dirty_get_arg(IOVA, mappings * SIZE, &mut *words);
+        arg.head.flags = flags;
         let arg = WithBitmap { arg, words };
         // SAFETY: It begins with the argument of this ioctl, whose bitmap lies behind it.
         let call = unsafe { Call::vfio(rig.fd()?, Command::DIRTY_PAGES, arg) };
         Ok(Trial { call, rig })
     };
-    let want = (0..mappings).map(|n| 3 << (8 * n + n + 1)).sum::<u64>();
+    let want = match flags {
+        DIRTY_CLEAR => 0,
+        _ => (0..mappings).map(|n| 3 << (8 * n + n + 1)).sum::<u64>(),
+    };
     Sweep::new(env, prepare)
         .errnos(&[Errno::EFAULT])
         .verify(|trial, _| {

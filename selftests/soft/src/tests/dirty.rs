@@ -3,11 +3,17 @@
 //! Dirty tracking by the IOMMU: exactly what devices wrote to, whoever comes and goes.
 
 use std::fs;
+use std::io;
+use std::path::{
+    Path,
+    PathBuf, //
+};
 
 use harness::check::{
     expect,
     expect_eq,
     expect_errno,
+    Stop,
     Verdict, //
 };
 use harness::emulated::{
@@ -53,6 +59,10 @@ use super::{
 
 tests! {
     "dirty.extension", "the extension is known to a container with a model" => extension;
+    "dirty.argument", "both flags have the checks of GET_BITMAP" => argument;
+    "dirty.v1", "type1 has neither" => v1;
+    "dirty.far", "a range of terabytes, most of it holes, and the largest bitmap" => far;
+    "memcg.charged", "the log is charged to the memory cgroup of who starts" => charged;
     "dirty.exact", "what a device wrote to is dirty, once, and nothing else" => exact;
     "dirty.reads", "what a device reads is not dirty" => reads;
     "dirty.no_clear", "a bitmap that is not to be cleared comes again" => no_clear;
@@ -172,6 +182,191 @@ fn extension(env: &Env) -> Verdict {
         "tracking is off",
         container.dirty_range(DIRTY_GET_NOCLEAR, IOVA, PAGE, &mut words),
         Errno::EINVAL,
+    )
+}
+
+const MANUAL: [u32; 2] = [DIRTY_GET_NOCLEAR, DIRTY_CLEAR];
+
+fn argument(env: &Env) -> Verdict {
+    let tracked = tracked(env, &[("dirty", 0)])?;
+    let container = tracked.container();
+    tracked.write(&all())?;
+    let mut words = bitmap(&[], PAGES);
+    let memory = Memory::anon(2 * PAGE)?;
+    for flags in MANUAL {
+        let good = |words: &mut [u64]| {
+            let mut arg = dirty_get_arg(IOVA, LEN, words);
+            arg.head.flags = flags;
+            arg
+        };
+        let mut refused = |what: &str, want, change: &dyn Fn(&mut DirtyGet)| {
+            let mut arg = good(&mut words);
+            change(&mut arg);
+            let what = format!("flag {flags:#x}: {what}");
+            // SAFETY: Bitmaps are within `words`, or in no memory of this process.
+            expect_errno(what, unsafe { container.dirty_get_with(arg) }, want)
+        };
+        for other in [
+            DIRTY_START,
+            DIRTY_STOP,
+            DIRTY_GET,
+            DIRTY_CLEAR ^ DIRTY_GET_NOCLEAR ^ flags,
+        ] {
+            refused("another flag", Errno::EINVAL, &|arg| {
+                arg.head.flags |= other
+            })?;
+        }
+        for argsz in [0, 7, 8, 47] {
+            refused("argsz", Errno::EINVAL, &|arg| arg.head.argsz = argsz)?;
+        }
+        refused("size 0", Errno::EINVAL, &|arg| arg.range.size = 0)?;
+        refused("wraps", Errno::EOVERFLOW, &|arg| arg.range.size = u64::MAX)?;
+        refused("misaligned IOVA", Errno::EINVAL, &|arg| arg.range.iova += 8)?;
+        refused("misaligned size", Errno::EINVAL, &|arg| arg.range.size -= 8)?;
+        refused("less than a page", Errno::EINVAL, &|arg| arg.range.size = 8)?;
+        for pgsize in [0, 1, PAGE / 2, PAGE + 1, 2 * PAGE, 1 << 63] {
+            refused("page size", Errno::EINVAL, &|arg| {
+                arg.range.bitmap.pgsize = pgsize
+            })?;
+        }
+        for size in [0, 8, 15, (1 << 28) + 8] {
+            refused("bitmap size", Errno::EINVAL, &|arg| {
+                arg.range.bitmap.size = size
+            })?;
+        }
+        for address in [1 << 63, usize::MAX - 7] {
+            refused("kernel memory", Errno::EINVAL, &|arg| {
+                arg.range.bitmap.data = std::ptr::without_provenance_mut(address);
+            })?;
+        }
+        refused("no memory", Errno::EFAULT, &|arg| {
+            arg.range.bitmap.data = std::ptr::null_mut();
+        })?;
+        // At any address, and larger than needed.
+        let mut arg = good(&mut words);
+        arg.range.bitmap.size = PAGE;
+        let odd = memory.vaddr() as usize + 3;
+        arg.range.bitmap.data = std::ptr::with_exposed_provenance_mut(odd);
+        // SAFETY: The memory is the test's own.
+        unsafe { container.dirty_get_with(arg) }?;
+    }
+    tracked.expect("cleared by the last one", DIRTY_GET, &[])?;
+    container.dirty(DIRTY_STOP)?;
+    for flags in MANUAL {
+        let off = container.dirty_range(flags, IOVA, LEN, &mut words);
+        expect_errno("tracking is off", off, Errno::EINVAL)?;
+    }
+    Ok(())
+}
+
+fn v1(env: &Env) -> Verdict {
+    let session = Session::with(env, Model::V1, &[("dirty", 0)])?;
+    for flags in MANUAL {
+        let refused = session.container.dirty_range(flags, IOVA, PAGE, &mut [0]);
+        expect_errno("type1", refused, Errno::EACCES)?;
+    }
+    Ok(())
+}
+
+fn far(env: &Env) -> Verdict {
+    const TIB: u64 = 1 << 40;
+    let session = Session::open(env, "dirty")?;
+    let container = &session.container;
+    let memory = Memory::scattered(8 * PAGE)?;
+    // As far apart as a bitmap reaches, and one behind it.
+    let places = [0, 3 * TIB + 5 * PAGE, 8 * TIB - 9 * PAGE, 8 * TIB + PAGE];
+    for at in places {
+        container.map(IOVA + at, memory.vaddr(), 8 * PAGE, RW)?;
+    }
+    container.dirty(DIRTY_START)?;
+    for at in places {
+        expect_done("fill", session.engine().fill(IOVA + at + PAGE, 1, 1, 1)?, 1)?;
+    }
+    let size = 8 * TIB - PAGE;
+    let mut words = vec![0; (size / PAGE).div_ceil(64) as usize];
+    let want: Vec<u64> = places[..3].iter().map(|at| at / PAGE + 1).collect();
+    let found = |words: &[u64]| -> Vec<u64> {
+        let set = (0u64..).zip(words).filter(|(_, word)| **word != 0);
+        set.map(|(index, word)| index * 64 + u64::from(word.trailing_zeros()))
+            .collect()
+    };
+    container.dirty_range(DIRTY_GET_NOCLEAR, IOVA, size, &mut words)?;
+    expect_eq("dirty", found(&words), want)?;
+    words.fill(u64::MAX);
+    container.dirty_range(DIRTY_CLEAR, IOVA, size, &mut words)?;
+    words.fill(0);
+    container.dirty_get(IOVA, size, &mut words)?;
+    expect_eq("cleared", found(&words), Vec::new())?;
+    let behind = dirty_pages(container, DIRTY_GET, IOVA + 8 * TIB + PAGE, 8)?;
+    expect_eq("behind", behind, vec![1])
+}
+
+/// A memory cgroup which this process is in.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    const ROOT: &str = "/sys/fs/cgroup";
+
+    #[track_caller]
+    fn join() -> Verdict<Self> {
+        let root = Path::new(Self::ROOT);
+        if !root.exists() {
+            return Err(Stop::skip("memory cgroups (CONFIG_MEMCG)"));
+        }
+        if !root.join("cgroup.procs").exists() {
+            let (target, kind) = (c"/sys/fs/cgroup".as_ptr(), c"cgroup2".as_ptr());
+            // SAFETY: The strings end with zeroes; there is no data.
+            let ret = unsafe { libc::mount(kind, target, kind, 0, std::ptr::null()) };
+            Errno::result(ret).map_err(|error| Stop::fail(format_args!("cgroup2: {error}")))?;
+        }
+        fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+        let path = root.join(format!("soft.{}", std::process::id()));
+        fs::create_dir(&path)?;
+        let this = Self(path);
+        this.enter(&this.0)?;
+        Ok(this)
+    }
+
+    fn enter(&self, path: &Path) -> io::Result<()> {
+        fs::write(path.join("cgroup.procs"), std::process::id().to_string())
+    }
+
+    /// Bytes charged to it.
+    #[track_caller]
+    fn charged(&self) -> Verdict<u64> {
+        let text = fs::read_to_string(self.0.join("memory.current"))?;
+        text.trim().parse().map_err(Stop::fail)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let left = self.enter(Path::new(Self::ROOT));
+        left.and_then(|()| fs::remove_dir(&self.0))
+            .expect("nobody else is in the cgroup");
+    }
+}
+
+fn charged(env: &Env) -> Verdict {
+    // 32 MiB of log for each TiB, if no memory has to be pinned for it.
+    const SIZE: u64 = 1 << 40;
+    const LOG: u64 = SIZE / PAGE / 8;
+    let cgroup = Cgroup::join()?;
+    let container = Container::open()?;
+    let group = Group::open(Which::First.group()?)?;
+    group.set_container(&container)?;
+    container.set_iommu(Model::V2.number())?;
+    env.check_driver(Model::V2, None)?;
+    container.map(0, PAGE, SIZE, RW)?;
+    let before = cgroup.charged()?;
+    container.dirty(DIRTY_START)?;
+    let during = cgroup.charged()?;
+    container.dirty(DIRTY_STOP)?;
+    let grown = during.saturating_sub(before);
+    expect(
+        format_args!("{grown} bytes charged for a log of {LOG}"),
+        // Some pages are charged ahead of their use.
+        (LOG - LOG / 8..LOG + LOG / 8).contains(&grown),
     )
 }
 
@@ -329,10 +524,7 @@ fn get_fault(env: &Env) -> Verdict {
         let failed = unsafe { container.dirty_get_with(arg) };
         expect_errno("a part of a bitmap", failed, Errno::EFAULT)?;
         let left = dirty_pages(container, DIRTY_GET, IOVA, PAGES + 64)?;
-        expect(
-            "nothing is lost",
-            written.iter().all(|page| left.contains(page)),
-        )?;
+        expect_eq("all of it", left, written.to_vec())?;
     }
     Ok(())
 }

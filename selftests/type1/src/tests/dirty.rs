@@ -26,7 +26,9 @@ use harness::vfio::{
     Command,
     DirtyGet,
     UnmapDirty,
+    DIRTY_CLEAR,
     DIRTY_GET,
+    DIRTY_GET_NOCLEAR,
     DIRTY_START,
     DIRTY_STOP,
     PAGE,
@@ -145,6 +147,11 @@ fn argument(env: &Env) -> Verdict {
                 Errno::EINVAL,
             )?;
         }
+    }
+    // Either unknown, or without its range.
+    for flags in [DIRTY_GET_NOCLEAR, DIRTY_CLEAR, DIRTY_START | DIRTY_CLEAR] {
+        let refused = session.container.dirty(flags);
+        expect_errno("of the extension", refused, Errno::EINVAL)?;
     }
     // SAFETY: Nothing lives at address 0.
     let refused = unsafe { session.container.raw(Command::DIRTY_PAGES, 0) };
