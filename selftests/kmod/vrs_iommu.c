@@ -12,6 +12,8 @@
  * Locks, in the order in which they are taken:
  *
  *   vrs_device::lock   background DMA, the device's own memory
+ *   vrs_device::pin_lock  the page its driver has pinned; held across
+ *                      vfio_pin_pages() and taken in dma_unmap
  *   vrs_domain::lock   ports that use a page table, tables that wait to be
  *                      freed, flags of the domain
  *   vrs_engine::lock   the page table an engine uses, and its IOTLB
@@ -1062,6 +1064,9 @@ struct vrs_device {
 	struct vrs_background *background;
 	/* Memory of its own; stays once it was made, as others may map it. */
 	struct page *region;
+	struct mutex pin_lock;
+	bool pinned;
+	u64 pin;
 };
 
 static struct vrs_device *to_vrs(struct vfio_device *vdev)
@@ -1424,6 +1429,51 @@ static long vrs_ioctl_info(void __user *arg)
 	return copy_to_user(arg, &info, minsz) ? -EFAULT : 0;
 }
 
+/* Drivers of hardware could pin pages, too, though none in the kernel does. */
+static long vrs_ioctl_pin(struct vrs_device *vrs, void __user *arg)
+{
+	struct page *page;
+	u64 iova;
+	int ret;
+
+	if (copy_from_user(&iova, arg, sizeof(iova)))
+		return -EFAULT;
+	guard(mutex)(&vrs->pin_lock);
+	if (vrs->pinned)
+		return -EBUSY;
+	ret = vfio_pin_pages(&vrs->vdev, iova, 1, IOMMU_READ | IOMMU_WRITE,
+			     &page);
+	if (ret < 0)
+		return ret;
+	vrs->pinned = true;
+	vrs->pin = iova;
+	return 0;
+}
+
+static long vrs_unpin(struct vrs_device *vrs)
+{
+	if (!vrs->pinned)
+		return -ENOENT;
+	vfio_unpin_pages(&vrs->vdev, vrs->pin, 1);
+	vrs->pinned = false;
+	return 0;
+}
+
+static long vrs_ioctl_unpin(struct vrs_device *vrs)
+{
+	guard(mutex)(&vrs->pin_lock);
+	return vrs_unpin(vrs);
+}
+
+static void vrs_dma_unmap(struct vfio_device *vdev, u64 iova, u64 length)
+{
+	struct vrs_device *vrs = to_vrs(vdev);
+
+	guard(mutex)(&vrs->pin_lock);
+	if (vrs->pin - iova < length)
+		vrs_unpin(vrs);
+}
+
 static long vrs_ioctl(struct vfio_device *vdev, unsigned int cmd,
 		      unsigned long arg)
 {
@@ -1447,6 +1497,10 @@ static long vrs_ioctl(struct vfio_device *vdev, unsigned int cmd,
 		return vrs_ioctl_fail(vrs, user);
 	case VRS_IOMMU_STATS:
 		return vrs_ioctl_stats(vrs, user);
+	case VRS_IOMMU_PIN:
+		return vrs_ioctl_pin(vrs, user);
+	case VRS_IOMMU_UNPIN:
+		return vrs_ioctl_unpin(vrs);
 	default:
 		return -ENOTTY;
 	}
@@ -1531,6 +1585,7 @@ static void vrs_close(struct vfio_device *vdev)
 		kvfree(vrs->background);
 		vrs->background = NULL;
 	}
+	vrs_ioctl_unpin(vrs);
 	if (atomic_dec_and_test(&unit->open))
 		for (i = 0; i < VRS_IOMMU_FAIL_KINDS; i++)
 			atomic_set(&unit->failures[i].left, 0);
@@ -1542,6 +1597,7 @@ static int vrs_init(struct vfio_device *vdev)
 
 	vrs->port = vrs_ports[to_platform_device(vdev->dev)->id];
 	mutex_init(&vrs->lock);
+	mutex_init(&vrs->pin_lock);
 	return 0;
 }
 
@@ -1551,6 +1607,7 @@ static void vrs_release(struct vfio_device *vdev)
 
 	if (vrs->region)
 		vrs_region_free(vrs->region);
+	mutex_destroy(&vrs->pin_lock);
 	mutex_destroy(&vrs->lock);
 }
 
@@ -1564,6 +1621,7 @@ static const struct vfio_device_ops vrs_vfio_ops = {
 	.detach_ioas = vfio_iommufd_physical_detach_ioas,
 	.open_device = vrs_open,
 	.close_device = vrs_close,
+	.dma_unmap = vrs_dma_unmap,
 	.ioctl = vrs_ioctl,
 	.get_region_info_caps = vrs_region_info,
 	.mmap = vrs_mmap,

@@ -188,4 +188,13 @@ struct vrs_iommu_stats {
 };
 #define VRS_IOMMU_STATS	_IOR(VRS_IOMMU_MAGIC, 6, struct vrs_iommu_stats)
 
+/*
+ * Has the device's driver pin the page at an address, as if it had to reach
+ * it itself, until UNPIN, unmapping or the last close. EBUSY if it has one.
+ */
+#define VRS_IOMMU_PIN	_IOW(VRS_IOMMU_MAGIC, 7, __u64)
+
+/* ENOENT if nothing is pinned. */
+#define VRS_IOMMU_UNPIN	_IO(VRS_IOMMU_MAGIC, 8)
+
 #endif

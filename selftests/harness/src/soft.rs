@@ -11,6 +11,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::{
+    request_code_none,
     request_code_read,
     request_code_readwrite,
     request_code_write, //
@@ -354,6 +355,10 @@ pub mod code {
         request_code_write!(MAGIC, 5, size_of::<RawFail>()) as libc::Ioctl;
     /// Fills in [`Stats`].
     pub const STATS: libc::Ioctl = request_code_read!(MAGIC, 6, size_of::<Stats>()) as libc::Ioctl;
+    /// Takes an address.
+    pub const PIN: libc::Ioctl = request_code_write!(MAGIC, 7, size_of::<u64>()) as libc::Ioctl;
+    /// Takes nothing.
+    pub const UNPIN: libc::Ioctl = request_code_none!(MAGIC, 8) as libc::Ioctl;
 }
 
 /// A device of the module, by its unit and place there.
@@ -567,6 +572,17 @@ impl Engine {
         };
         self.call(code::FAIL, &mut arg, format_args!("fail({what:?}, {nth})"))
             .map(drop)
+    }
+
+    /// Has the driver pin a page.
+    pub fn pin(&self, mut iova: u64) -> Sys {
+        let call = format!("pin({iova:#x})");
+        self.call(code::PIN, &mut iova, call).map(drop)
+    }
+
+    /// Has the driver unpin it.
+    pub fn unpin(&self) -> Sys {
+        self.call(code::UNPIN, &mut (), "unpin()").map(drop)
     }
 
     /// Counts of the device's unit.

@@ -61,8 +61,9 @@ tests! {
     "dirty.extension", "the extension is known to a container with a model" => extension;
     "dirty.argument", "both flags have the checks of GET_BITMAP" => argument;
     "dirty.v1", "type1 has neither" => v1;
-    "dirty.far", "a range of terabytes, most of it holes, and the largest bitmap" => far;
-    "memcg.charged", "the log is charged to the memory cgroup of who starts" => charged;
+    "dirty.far", "a range of many gigabytes, most of it holes" => far;
+    "big.far", "terabytes, and the largest bitmap there may be" => farther;
+    "big.charged", "the log is charged to the memory cgroup of who starts" => charged;
     "dirty.exact", "what a device wrote to is dirty, once, and nothing else" => exact;
     "dirty.reads", "what a device reads is not dirty" => reads;
     "dirty.no_clear", "a bitmap that is not to be cleared comes again" => no_clear;
@@ -83,6 +84,9 @@ tests! {
     "dirty.untracked_leaves", "... and once more when it leaves" => untracked_leaves;
     "dirty.leaves", "a device that leaves takes no dirty page with it" => leaves;
     "dirty.driver", "pages that drivers pin or write to are dirty as well" => driver;
+    "dirty.narrowed", "a driver begins to pin: all pages are dirty once more" => narrowed;
+    "dirty.tracked_pins", "... but not if its IOMMU tracks" => tracked_pins;
+    "dirty.report", "debugfs says who knows what is dirty" => report;
     "dirty.injected", "a dirty bit that is lost is missed by these tests" => injected;
 }
 
@@ -269,12 +273,20 @@ fn v1(env: &Env) -> Verdict {
 }
 
 fn far(env: &Env) -> Verdict {
-    const TIB: u64 = 1 << 40;
+    across(env, 64 << 30)
+}
+
+fn farther(env: &Env) -> Verdict {
+    across(env, 8 << 40)
+}
+
+#[track_caller]
+fn across(env: &Env, span: u64) -> Verdict {
     let session = Session::open(env, "dirty")?;
     let container = &session.container;
     let memory = Memory::scattered(8 * PAGE)?;
-    // As far apart as a bitmap reaches, and one behind it.
-    let places = [0, 3 * TIB + 5 * PAGE, 8 * TIB - 9 * PAGE, 8 * TIB + PAGE];
+    // As far apart as the bitmap reaches, and one behind it.
+    let places = [0, span / 8 * 3 + 5 * PAGE, span - 9 * PAGE, span + PAGE];
     for at in places {
         container.map(IOVA + at, memory.vaddr(), 8 * PAGE, RW)?;
     }
@@ -282,7 +294,7 @@ fn far(env: &Env) -> Verdict {
     for at in places {
         expect_done("fill", session.engine().fill(IOVA + at + PAGE, 1, 1, 1)?, 1)?;
     }
-    let size = 8 * TIB - PAGE;
+    let size = span - PAGE;
     let mut words = vec![0; (size / PAGE).div_ceil(64) as usize];
     let want: Vec<u64> = places[..3].iter().map(|at| at / PAGE + 1).collect();
     let found = |words: &[u64]| -> Vec<u64> {
@@ -297,7 +309,7 @@ fn far(env: &Env) -> Verdict {
     words.fill(0);
     container.dirty_get(IOVA, size, &mut words)?;
     expect_eq("cleared", found(&words), Vec::new())?;
-    let behind = dirty_pages(container, DIRTY_GET, IOVA + 8 * TIB + PAGE, 8)?;
+    let behind = dirty_pages(container, DIRTY_GET, IOVA + span + PAGE, 8)?;
     expect_eq("behind", behind, vec![1])
 }
 
@@ -771,6 +783,66 @@ fn driver(env: &Env) -> Verdict {
     emulated.unpin(IOVA + 5 * PAGE, 1)?;
     tracked.expect("unpinned since", DIRTY_GET, &[5])?;
     tracked.expect("in the end", DIRTY_GET, &[])
+}
+
+fn narrowed(env: &Env) -> Verdict {
+    let tracked = tracked(env, &[("plain", 0)])?;
+    let engine = tracked.session.engine();
+    tracked.expect("at first", DIRTY_GET, &all())?;
+    tracked.write(&[1])?;
+    engine.pin(IOVA + 3 * PAGE)?;
+    tracked.expect("what was written before", DIRTY_GET, &all())?;
+    tracked.expect("the pinned page", DIRTY_GET, &[3])?;
+    engine.unpin()?;
+    tracked.expect("while it was pinned", DIRTY_GET, &[3])?;
+    tracked.expect("in the end", DIRTY_GET, &[])
+}
+
+fn tracked_pins(env: &Env) -> Verdict {
+    let tracked = tracked(env, &[("dirty", 0)])?;
+    let engine = tracked.session.engine();
+    tracked.write(&[1])?;
+    engine.pin(IOVA + 3 * PAGE)?;
+    tracked.expect("written and pinned", DIRTY_GET, &[1, 3])?;
+    tracked.write(&[2])?;
+    tracked.expect("the same again", DIRTY_GET, &[2, 3])?;
+    // Unmapping takes the pin back.
+    tracked.container().unmap(IOVA, LEN, 0)?;
+    expect_errno("nothing is pinned", engine.unpin(), Errno::ENOENT)
+}
+
+fn report(env: &Env) -> Verdict {
+    let shown = |what: &str, wanted: &[&str]| -> Verdict {
+        let text = fs::read_to_string(env.host.report_path())?;
+        let owner = format!("(pid {})\n", std::process::id());
+        let own = text.split("container ").find(|part| part.contains(&owner));
+        for line in wanted {
+            let has = own.is_some_and(|own| own.contains(line));
+            expect(format_args!("{what}: {line:?} in {own:?}"), has)?;
+        }
+        Ok(())
+    };
+    let mut session = Session::open(env, "dirty")?;
+    shown(
+        "off",
+        &["dirty tracking: off\n", "can track dirty pages)\n"],
+    )?;
+    session.container.dirty(DIRTY_START)?;
+    shown(
+        "on",
+        &["dirty tracking: hardware\n", ", tracks dirty pages)\n"],
+    )?;
+    session.add("plain", 0)??;
+    shown(
+        "with another",
+        &["dirty tracking: every page\n", "(coherent)\n"],
+    )?;
+    session.engines[1].pin(IOVA).expect_err("nothing is mapped");
+    session.remove(0)?;
+    let memory = Memory::anon(PAGE)?;
+    session.container.map(IOVA, memory.vaddr(), PAGE, RW)?;
+    session.engine().pin(IOVA)?;
+    shown("pinned", &["dirty tracking: pinned pages\n"])
 }
 
 fn injected(env: &Env) -> Verdict {
