@@ -3,7 +3,10 @@
 //! The machine under test: devices, drivers, and containers set up on them.
 
 use std::fs;
-use std::io::Write;
+use std::io::{
+    self,
+    Write, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -95,6 +98,18 @@ impl Pci {
             .file_name()
             .and_then(|name| name.to_str()?.parse().ok())
             .ok_or_else(|| Stop::fail(format_args!("{}: no group number", link.display())))
+    }
+
+    /// Its node below `/dev/vfio/devices`, which it has if the kernel was built to give it one.
+    #[track_caller]
+    pub fn node(&self) -> Verdict<String> {
+        let folder = self.sysfs().join("vfio-dev");
+        let entries = fs::read_dir(&folder).map_err(|e| missing_or_fail(&folder, e))?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names
+            .collect::<io::Result<Vec<_>>>()?
+            .pop()
+            .ok_or_else(|| Stop::fail(format_args!("{}: empty", folder.display())))
     }
 
     /// Whether it is the device with these IDs.

@@ -9,9 +9,11 @@
 
 pub mod check;
 pub mod cli;
+pub mod edu;
 pub mod emulated;
 pub mod env;
 pub mod info;
+pub mod iommufd;
 pub mod memory;
 pub mod proc;
 pub mod runner;

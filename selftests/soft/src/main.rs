@@ -2,7 +2,6 @@
 
 //! Checks what VFIO type1 makes of IOMMUs that differ, one KTAP line per test.
 
-mod iommufd;
 mod tests;
 
 use std::process::ExitCode;

@@ -2,7 +2,6 @@
 
 //! Checks the VFIO type1 user API of a running kernel, one KTAP line per test.
 
-mod edu;
 mod tests;
 
 use std::os::fd::RawFd;

@@ -9,6 +9,12 @@ use harness::check::{
     Verdict, //
 };
 use harness::env::Env;
+use harness::iommufd::{
+    attach,
+    Id,
+    Iommufd,
+    NO_CLEAR, //
+};
 use harness::memory::{
     Memory,
     MIB, //
@@ -35,12 +41,6 @@ use super::{
     wait_pieces,
     IOVA, //
 };
-use crate::iommufd::{
-    attach,
-    Id,
-    Iommufd,
-    NO_CLEAR, //
-};
 
 tests! {
     "fixture.blocked", "a device without a page table reaches nothing" => blocked;
@@ -54,6 +54,14 @@ tests! {
 
 const LEN: u64 = 128 * PAGE;
 
+/// Opens a device of a unit for an iommufd context, attached to nothing.
+#[track_caller]
+fn bind(iommufd: &Iommufd, unit: &'static str, index: usize) -> Verdict<(Engine, Id)> {
+    let engine = soft::device(unit, index)?.open_node()?;
+    let id = iommufd.bind(&engine.0)?;
+    Ok((engine, id))
+}
+
 /// A device of the unit that tracks, with `memory` mapped at `IOVA`.
 struct Tracked {
     engine: Engine,
@@ -64,10 +72,10 @@ struct Tracked {
 #[track_caller]
 fn tracked(memory: &Memory) -> Verdict<Tracked> {
     let iommufd = Iommufd::open()?;
-    let (engine, device) = iommufd.bind(&soft::device("dirty", 0)?)?;
+    let (engine, device) = bind(&iommufd, "dirty", 0)?;
     let ioas = iommufd.ioas()?;
     let table = iommufd.tracking_table(device, ioas)?;
-    attach(&engine, table)?;
+    attach(&engine.0, table)?;
     iommufd.map(ioas, IOVA, memory.vaddr(), memory.len())?;
     Ok(Tracked {
         engine,
@@ -79,12 +87,12 @@ fn tracked(memory: &Memory) -> Verdict<Tracked> {
 fn blocked(_: &Env) -> Verdict {
     let memory = Memory::anon(PAGE)?;
     let iommufd = Iommufd::open()?;
-    let (engine, _) = iommufd.bind(&soft::device("plain", 0)?)?;
+    let (engine, _) = bind(&iommufd, "plain", 0)?;
     let ioas = iommufd.ioas()?;
     iommufd.map(ioas, IOVA, memory.vaddr(), PAGE)?;
     expect_eq("fault", engine.probe(IOVA)?, Some(Fault::Blocked))?;
     expect_errno("no page table", engine.walk(), Errno::ENOENT)?;
-    attach(&engine, ioas)?;
+    attach(&engine.0, ioas)?;
     expect_done("fill", engine.fill(IOVA, PAGE, 1, 1)?, PAGE)?;
     expect_eq("leaves", engine.walk()?.len(), 1)
 }
@@ -93,9 +101,9 @@ fn works(_: &Env) -> Verdict {
     let memory = Memory::anon(MIB)?;
     for unit in ["plain", "small", "noncoherent", "wide", "foreign"] {
         let iommufd = Iommufd::open()?;
-        let (engine, _) = iommufd.bind(&soft::device(unit, 1)?)?;
+        let (engine, _) = bind(&iommufd, unit, 1)?;
         let ioas = iommufd.ioas()?;
-        attach(&engine, ioas)?;
+        attach(&engine.0, ioas)?;
         iommufd.map(ioas, IOVA, memory.vaddr(), MIB)?;
         expect_done("fill", engine.fill(IOVA, MIB, 5, ENGINES)?, MIB)?;
         expect("memory", memory.get(0, MIB) == filled(5, IOVA, MIB))?;
@@ -213,7 +221,7 @@ fn running(_: &Env) -> Verdict {
 
 fn refused(_: &Env) -> Verdict {
     let iommufd = Iommufd::open()?;
-    let (engine, _) = iommufd.bind(&soft::device("plain", 0)?)?;
+    let (engine, _) = bind(&iommufd, "plain", 0)?;
     let good = RawDma {
         op: Op::Checksum as u32,
         iova: IOVA,

@@ -15,6 +15,11 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::edu::{
+    enable_memory,
+    Engine,
+    REACH, //
+};
 use harness::env::{
     Env,
     Model,
@@ -43,11 +48,6 @@ use nix::sys::eventfd::EventFd;
 use vfio_bindings::bindings::vfio;
 
 use super::IOVA;
-use crate::edu::{
-    enable_memory,
-    Engine,
-    REACH, //
-};
 
 tests! {
     "dma.copy", "the device copies memory to memory, over page borders" => copy;

@@ -12,6 +12,7 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::edu::enable_memory;
 use harness::env::{
     Env,
     Model,
@@ -38,7 +39,6 @@ use harness::vfio::{
 use vfio_bindings::bindings::vfio;
 
 use super::IOVA;
-use crate::edu::enable_memory;
 
 tests! {
     "kind.anon", "base pages" => anon;

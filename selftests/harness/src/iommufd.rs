@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of `/dev/iommu` as is needed to see the devices work without type1.
+//! As much of `/dev/iommu` as is needed to see devices work without type1.
 
 use std::fs::{
     File,
@@ -9,20 +9,20 @@ use std::fs::{
 use std::mem;
 use std::os::fd::AsRawFd;
 
-use harness::check::{
+use nix::errno::Errno;
+use nix::request_code_none;
+use vfio_bindings::bindings::vfio;
+
+use crate::check::{
     missing_or_fail,
     Sys,
     SysError,
     Verdict, //
 };
-use harness::soft::{
-    Engine,
-    Soft, //
+use crate::vfio::{
+    argsz,
+    Device, //
 };
-use harness::vfio::argsz;
-use nix::errno::Errno;
-use nix::request_code_none;
-use vfio_bindings::bindings::vfio;
 
 /// Commands, by their numbers.
 const IOAS_ALLOC: u8 = 0x81;
@@ -37,13 +37,13 @@ const MAP_FLAGS: u32 = 7;
 /// Dirty tracking.
 const ALLOC_FLAGS: u32 = 2;
 /// Leave the bits as they are.
-pub(crate) const NO_CLEAR: u32 = 1;
+pub const NO_CLEAR: u32 = 1;
 
 const BIND_IOMMUFD: u8 = 18;
 const ATTACH_IOMMUFD_PT: u8 = 19;
 
 /// Object of an iommufd context.
-pub(crate) type Id = u32;
+pub type Id = u32;
 
 /// `struct iommu_ioas_alloc`
 #[repr(C)]
@@ -120,48 +120,44 @@ struct GetDirty {
 
 /// An open `/dev/iommu`.
 #[derive(Debug)]
-pub(crate) struct Iommufd(File);
-
-/// Issues an ioctl whose argument is a structure.
-fn ioctl<T>(file: &File, base: u8, number: u8, arg: &mut T, call: &str) -> Sys {
-    let code = request_code_none!(base, number) as libc::Ioctl;
-    // SAFETY: The kernel reads and writes `T`, and what `T` points to is the caller's.
-    let ret = unsafe { libc::ioctl(file.as_raw_fd(), code, &raw mut *arg) };
-    Errno::result(ret).map(drop).map_err(|errno| SysError {
-        call: call.into(),
-        errno,
-    })
-}
+pub struct Iommufd(File);
 
 impl Iommufd {
+    /// Opens it.
     #[track_caller]
-    pub(crate) fn open() -> Verdict<Self> {
+    pub fn open() -> Verdict<Self> {
         let path = "/dev/iommu";
         let file = OpenOptions::new().read(true).write(true).open(path);
         file.map(Iommufd).map_err(|e| missing_or_fail(path, e))
     }
 
+    /// Issues an ioctl whose argument is a structure.
     fn call<T>(&self, number: u8, arg: &mut T, call: &str) -> Sys {
-        ioctl(&self.0, b';', number, arg, call)
+        let code = request_code_none!(b';', number) as libc::Ioctl;
+        // SAFETY: The kernel reads and writes `T`, and what `T` points to is the caller's.
+        let ret = unsafe { libc::ioctl(self.0.as_raw_fd(), code, &raw mut *arg) };
+        Errno::result(ret).map(drop).map_err(|errno| SysError {
+            call: call.into(),
+            errno,
+        })
     }
 
-    /// Opens a device for this context, attached to nothing.
-    #[track_caller]
-    pub(crate) fn bind(&self, device: &Soft) -> Verdict<(Engine, Id)> {
-        let engine = device.open_node()?;
+    /// Gives a device to this context, attached to nothing.
+    pub fn bind(&self, device: &Device) -> Sys<Id> {
         let mut arg = vfio::vfio_device_bind_iommufd {
             argsz: argsz::<vfio::vfio_device_bind_iommufd>(),
             iommufd: self.0.as_raw_fd(),
             ..Default::default()
         };
         let number = vfio::VFIO_BASE as u8 + BIND_IOMMUFD;
-        let file = engine.0.file();
-        ioctl(file, vfio::VFIO_TYPE, number, &mut arg, "bind")?;
-        Ok((engine, arg.out_devid))
+        let code = request_code_none!(vfio::VFIO_TYPE, number) as libc::Ioctl;
+        // SAFETY: The kernel reads and writes the structure, which points to nothing.
+        unsafe { device.call(code, &mut arg, "bind") }?;
+        Ok(arg.out_devid)
     }
 
     /// A new address space.
-    pub(crate) fn ioas(&self) -> Sys<Id> {
+    pub fn ioas(&self) -> Sys<Id> {
         let mut arg = IoasAlloc {
             size: argsz::<IoasAlloc>(),
             ..Default::default()
@@ -170,7 +166,8 @@ impl Iommufd {
         Ok(arg.id)
     }
 
-    pub(crate) fn map(&self, ioas: Id, iova: u64, vaddr: u64, len: u64) -> Sys {
+    /// Maps memory of this process, to be read and written.
+    pub fn map(&self, ioas: Id, iova: u64, vaddr: u64, len: u64) -> Sys {
         let mut arg = IoasMap {
             size: argsz::<IoasMap>(),
             flags: MAP_FLAGS,
@@ -183,7 +180,8 @@ impl Iommufd {
         self.call(IOAS_MAP, &mut arg, "ioas_map")
     }
 
-    pub(crate) fn unmap(&self, ioas: Id, iova: u64, len: u64) -> Sys {
+    /// Unmaps.
+    pub fn unmap(&self, ioas: Id, iova: u64, len: u64) -> Sys {
         let mut arg = IoasUnmap {
             size: argsz::<IoasUnmap>(),
             ioas,
@@ -194,7 +192,7 @@ impl Iommufd {
     }
 
     /// A page table for a device that can track what is written.
-    pub(crate) fn tracking_table(&self, device: Id, ioas: Id) -> Sys<Id> {
+    pub fn tracking_table(&self, device: Id, ioas: Id) -> Sys<Id> {
         let mut arg = HwptAlloc {
             size: argsz::<HwptAlloc>(),
             flags: ALLOC_FLAGS,
@@ -206,7 +204,8 @@ impl Iommufd {
         Ok(arg.id)
     }
 
-    pub(crate) fn track(&self, hwpt: Id, on: bool) -> Sys {
+    /// Has the IOMMU track what is written, or not.
+    pub fn track(&self, hwpt: Id, on: bool) -> Sys {
         let mut arg = SetDirty {
             size: argsz::<SetDirty>(),
             flags: u32::from(on),
@@ -217,14 +216,7 @@ impl Iommufd {
     }
 
     /// Sets the bits of pages that were written to.
-    pub(crate) fn dirty(
-        &self,
-        hwpt: Id,
-        flags: u32,
-        iova: u64,
-        page: u64,
-        bits: &mut [u64],
-    ) -> Sys {
+    pub fn dirty(&self, hwpt: Id, flags: u32, iova: u64, page: u64, bits: &mut [u64]) -> Sys {
         let mut arg = GetDirty {
             size: argsz::<GetDirty>(),
             hwpt,
@@ -240,13 +232,14 @@ impl Iommufd {
 }
 
 /// Attaches a device to an address space or a page table.
-pub(crate) fn attach(engine: &Engine, id: Id) -> Sys {
+pub fn attach(device: &Device, id: Id) -> Sys {
     let mut arg = vfio::vfio_device_attach_iommufd_pt {
         argsz: argsz::<vfio::vfio_device_attach_iommufd_pt>(),
         pt_id: id,
         ..Default::default()
     };
     let number = vfio::VFIO_BASE as u8 + ATTACH_IOMMUFD_PT;
-    let file = engine.0.file();
-    ioctl(file, vfio::VFIO_TYPE, number, &mut arg, "attach")
+    let code = request_code_none!(vfio::VFIO_TYPE, number) as libc::Ioctl;
+    // SAFETY: As in `Iommufd::bind`.
+    unsafe { device.call(code, &mut arg, "attach") }.map(drop)
 }

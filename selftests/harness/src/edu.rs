@@ -9,16 +9,6 @@ use std::time::{
     Instant, //
 };
 
-use harness::check::{
-    expect_eq,
-    Stop,
-    Verdict, //
-};
-use harness::memory::Memory;
-use harness::vfio::{
-    Device,
-    PAGE, //
-};
 use nix::poll::{
     poll,
     PollFd,
@@ -26,6 +16,17 @@ use nix::poll::{
 };
 use nix::sys::eventfd::EventFd;
 use vfio_bindings::bindings::vfio;
+
+use crate::check::{
+    expect_eq,
+    Stop,
+    Verdict, //
+};
+use crate::memory::Memory;
+use crate::vfio::{
+    Device,
+    PAGE, //
+};
 
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
@@ -44,46 +45,60 @@ const TO_MEMORY: u64 = 1 << 1;
 /// Where the device's buffer lies in its own address space.
 const BUFFER: u64 = 0x40000;
 
-/// IOVA the engine can reach: by default it drives 28 address bits.
-pub(crate) const REACH: u64 = 1 << 28;
+/// IOVA any engine can reach: by default it drives 28 address bits.
+pub const REACH: u64 = 1 << 28;
 
 /// An edu device with bus mastering on.
-pub(crate) struct Engine {
+pub struct Engine {
     registers: Memory,
     device: Device,
+    reach: u64,
 }
 
 impl Engine {
+    /// Turns on the device's memory decoding and bus mastering.
     #[track_caller]
-    pub(crate) fn open(device: Device) -> Verdict<Self> {
+    pub fn open(device: Device) -> Verdict<Self> {
         device.enable(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER)?;
         let registers = Memory::region(&device, device.region(vfio::VFIO_PCI_BAR0_REGION_INDEX)?)?;
-        let engine = Engine { registers, device };
+        let engine = Engine {
+            registers,
+            device,
+            reach: REACH,
+        };
         let identity: u32 = engine.registers.read(IDENTITY);
         expect_eq("edu identity", identity & 0xff, 0xed)?;
         Ok(engine)
     }
 
+    /// The same, said to drive all address bits.
+    pub fn wide(self) -> Self {
+        Engine {
+            reach: u64::MAX,
+            ..self
+        }
+    }
+
     /// Reads memory at `iova` into the device's buffer.
     #[track_caller]
-    pub(crate) fn fetch(&self, iova: u64, count: u64) -> Verdict {
+    pub fn fetch(&self, iova: u64, count: u64) -> Verdict {
         self.transfer(iova, BUFFER, count, 0)
     }
 
     /// Writes the device's buffer to memory at `iova`.
     #[track_caller]
-    pub(crate) fn store(&self, iova: u64, count: u64) -> Verdict {
+    pub fn store(&self, iova: u64, count: u64) -> Verdict {
         self.transfer(BUFFER, iova, count, TO_MEMORY)
     }
 
     /// Has its interrupt signal the eventfd.
-    pub(crate) fn signal(&self, event: &EventFd) -> Verdict {
+    pub fn signal(&self, event: &EventFd) -> Verdict {
         Ok(self.device.signal(event)?)
     }
 
     /// Raises an interrupt and waits for it; returns how often the eventfd was signalled.
     #[track_caller]
-    pub(crate) fn interrupt(&self, event: &EventFd) -> Verdict<u64> {
+    pub fn interrupt(&self, event: &EventFd) -> Verdict<u64> {
         self.registers.write(RAISE, 1u32);
         let mut waiting = [PollFd::new(event.as_fd(), PollFlags::POLLIN)];
         if poll(&mut waiting, 30_000u16)? == 0 {
@@ -95,7 +110,7 @@ impl Engine {
 
     #[track_caller]
     fn transfer(&self, source: u64, target: u64, count: u64, direction: u64) -> Verdict {
-        assert!(count <= PAGE && source.max(target) < REACH);
+        assert!(count <= PAGE && source.max(target) < self.reach);
         self.registers.write(DMA_SOURCE, source);
         self.registers.write(DMA_TARGET, target);
         self.registers.write(DMA_COUNT, count);
@@ -114,6 +129,6 @@ impl Engine {
 
 /// Turns on the memory decoding of any PCI device, so that its regions can be accessed.
 #[track_caller]
-pub(crate) fn enable_memory(device: &Device) -> Verdict {
+pub fn enable_memory(device: &Device) -> Verdict {
     device.enable(PCI_COMMAND_MEMORY)
 }
