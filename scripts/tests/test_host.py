@@ -37,6 +37,10 @@ class Packages(unittest.TestCase):
     def test_libraries_of_libraries(self):
         self.assertEqual(self.apt.libraries("tool-dev"), ["tool-dev", "libone1", "libtwo-3", "libthree3t64"])
 
+    def test_what_to_link_with(self):
+        self.assertEqual(self.apt.libraries("tool-dev", development=True),
+                         ["tool-dev", "libone1", "libtwo-3", "libtool-dev", "libthree3t64"])
+
     def test_newest(self):
         self.assertEqual(self.apt.newest("librte-net-foo"), "librte-net-foo-10t64")
 

@@ -64,29 +64,29 @@ def base_python():
     return base if base.exists() else Path(sys.executable)
 
 
-def require_venv():
-    """The venv's directory, created or brought up to scripts/requirements.txt."""
-    wanted = repo / "scripts" / "requirements.txt"
-    stamp = paths.venv / ".requirements"
+def require_venv(folder=None, wanted=repo / "scripts" / "requirements.txt"):
+    """A venv's directory, created or brought up to a file of requirements; the tool's own if none is given."""
+    folder = folder or paths.venv
+    stamp = folder / ".requirements"
     digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
-        return paths.venv
+        return folder
     with lock("venv"):
         if stamp.exists() and stamp.read_text() == digest:
-            return paths.venv
+            return folder
         log = paths.logs / "venv.log"
-        python = paths.venv / "bin" / "python3"
+        python = folder / "bin" / "python3"
         if not python.exists():
-            ui.run([base_python(), "-m", "venv", "--clear", paths.venv],
+            ui.run([base_python(), "-m", "venv", "--clear", folder],
                    title="Create the Python environment", log=log,
                    hint="install the package python3-venv (scripts/dev host does)")
         ui.run([python, "-m", "pip", "install", "--disable-pip-version-check",
                 "--quiet", "-r", wanted],
-               title="Install scripts/requirements.txt", log=log,
+               title=f"Install {wanted.relative_to(repo)}", log=log,
                hint="the package index must be reachable once; pip's usual settings "
                     "(PIP_INDEX_URL, pip.conf) apply")
         stamp.write_text(digest)
-    return paths.venv
+    return folder
 
 
 @contextlib.contextmanager

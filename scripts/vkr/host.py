@@ -195,10 +195,11 @@ class Apt:
 
     Settings such as proxies still come from the host's apt.conf, and the
     mirror from the host's sources, so what works for the host works here.
-    With another ``architecture`` it offers packages to unpack, not to install.
+    With another ``architecture`` it offers packages to unpack, not to install;
+    with ``sources`` only what packages are built from.
     """
 
-    def __init__(self, name, suites, security=False, architecture=None):
+    def __init__(self, name, suites, security=False, architecture=None, sources=False):
         self.root = env.paths.apt / name
         self.architecture = architecture
         for folder in ("sources", "preferences", "lists/partial", "cache/archives/partial"):
@@ -216,7 +217,7 @@ class Apt:
                 signed = f"Signed-By: {path}\n"
                 break
         (self.root / "sources" / "debian.sources").write_text("\n".join(
-            f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{signed}"
+            f"Types: {'deb-src' if sources else 'deb'}\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{signed}"
             for uri, suite in repositories))
 
     @property
@@ -264,19 +265,50 @@ class Apt:
             raise ui.StepFailed(f"the archive has no package {prefix}")
         return versions[max(versions)]
 
-    def libraries(self, *packages):
-        """These packages and the libraries they need that the host does not have."""
+    def libraries(self, *packages, development=False):
+        """These packages and the libraries they need that the host does not have.
+
+        With ``development`` those the host has, too, and the headers of all: what
+        to link with, but for the C library.
+        """
         installed = {line.split()[0] for line in _quiet(
             ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"]).splitlines()
             if line.endswith(" installed")}
+
+        def unwanted(name):
+            if development:
+                return re.match(r"libc\d|libc-|libgcc|libstdc", name)
+            return name.endswith("-dev") or name in installed
+
         wanted, todo = [], list(packages)
         while todo:
             wanted += todo
             shown = _quiet(["apt-cache", *self.options, "depends", "--important", *todo])
-            needed = re.findall(r"^\s+\|?(?:Pre)?Depends: (lib\S+)", shown, re.MULTILINE)
-            todo = [name for name in dict.fromkeys(needed)
-                    if not name.endswith("-dev") and name not in installed and name not in wanted]
+            needed = re.findall(r"^\s+\|?(?:Pre)?Depends: ((?:lib|zlib1g)\S*)", shown, re.MULTILINE)
+            todo = [name for name in dict.fromkeys(needed) if not unwanted(name) and name not in wanted]
         return wanted
+
+    def source(self, package, root):
+        """Adds what the newest version of a package is built from to ``root``, and returns that version."""
+        kinds = (".dsc", ".orig.tar.xz", ".debian.tar.xz")
+        files = self._download(f"the source of {package}", "source", "--download-only", package)
+        found = {kind: path for kind in kinds for path in files if path.name.endswith(kind)}
+        if len(found) != len(kinds):
+            raise ui.StepFailed(f"the source of {package} is not in files that end with {', '.join(kinds)}: "
+                                f"{', '.join(path.name for path in files)}")
+        description, upstream_tar, debian_tar = found.values()
+        version = re.search(r"^Version: (\S+)", description.read_text(), re.MULTILINE)[1]
+        root.mkdir(parents=True, exist_ok=True)
+        with ui.step(f"Unpack {package} {version}"):
+            ui.output(["tar", "-x", "-C", root, "--strip-components=1", "--no-same-owner", "-f", upstream_tar])
+            ui.output(["tar", "-x", "-C", root, "--no-same-owner", "-f", debian_tar])
+            patches = root / "debian" / "patches"
+            for line in (patches / "series").read_text().splitlines():
+                if name := line.partition("#")[0].strip():
+                    ui.output(["patch", "-d", root, "-p1", "--batch", "--quiet", "-i", patches / name])
+        for path in files:
+            path.unlink()
+        return version
 
     def unpack(self, packages, root, dependencies=False, suite=None, left_out=()):
         """Adds the files of packages, each NAME or NAME=VERSION, to ``root``, as if installed there.

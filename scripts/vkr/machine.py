@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import env, guest, host, sysroot, ui, unpacked
+from . import emulator, env, guest, host, sysroot, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -294,6 +294,15 @@ class AmdVm(Vm):
         return unpacked.ensure(unpacked.QEMU)
 
 
+class HwdbmVm(Vm):
+    """The same behind an Intel IOMMU that sets dirty bits, which takes a QEMU of our own."""
+
+    iommu = ("-device", "intel-iommu,intremap=on,caching-mode=on,eim=on,x-scalable-mode=on,x-ssads=on")
+
+    def find_qemu(self):
+        return emulator.ensure()
+
+
 class Arm64(Vm):
     """QEMU's virt board with an SMMUv3, the same devices and a userland of its own.
 
@@ -396,6 +405,7 @@ MACHINES = {
     "vm-wire": Kind(WiredVm, "x86_64"),
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
+    "vm-hwdbm": Kind(HwdbmVm, "x86_64"),
     "arm64": Kind(Arm64, "arm64"),
     "uml": Kind(Uml, "um"),
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),

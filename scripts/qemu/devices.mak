@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0
+# What the test machine has: nothing else is compiled.
+CONFIG_Q35=y
+CONFIG_VTD=y
+CONFIG_EDU=y
+CONFIG_IGB_PCI_EXPRESS=y
+# igb uses a part of it.
+CONFIG_E1000E_PCI_EXPRESS=y
+CONFIG_NVME_PCI=y
+CONFIG_VIRTIO_PCI=y
+CONFIG_VIRTIO_9P=y
+CONFIG_VIRTIO_SERIAL=y
+CONFIG_WDT_IB6300ESB=y
