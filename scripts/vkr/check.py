@@ -323,6 +323,11 @@ def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
 
+def _hwdbm(stage, args):
+    """Dirty bits that an IOMMU sets, in an emulator of our own: none that is packaged has such an IOMMU."""
+    _run(stage, "vm-hwdbm", ("hwdbm",), args)
+
+
 class Stage(NamedTuple):
     run: callable
     # The kernels it needs, by their names in kernel.RECIPES.
@@ -343,6 +348,7 @@ STAGES = {
     "debug": Stage(_debug, tuple(machine.MACHINES[where].kernel for where in DEBUG), usual=False),
     "arm64": Stage(_arm64, ("arm64",), usual=False),
     "clients": Stage(_clients, ("x86_64",), usual=False),
+    "hwdbm": Stage(_hwdbm, ("x86_64",), usual=False),
 }
 
 
