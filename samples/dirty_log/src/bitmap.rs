@@ -63,10 +63,7 @@ impl Bitmap {
 
     /// How many pages there are in it.
     pub(crate) fn count(&self) -> u64 {
-        self.words
-            .iter()
-            .map(|word| u64::from(word.count_ones()))
-            .sum()
+        count(&self.words)
     }
 
     /// The first page that is not in it.
@@ -102,6 +99,11 @@ pub(crate) struct Window<'a> {
 }
 
 impl Window<'_> {
+    /// How many pages there are in it.
+    pub(crate) fn count(&self) -> u64 {
+        count(self.words)
+    }
+
     /// The pages in it, in runs as long as can be; numbers count from the bitmap's first page.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let mut at = 0;
@@ -117,6 +119,10 @@ impl Window<'_> {
         (from..self.pages)
             .find(|page| (self.words[page / WORD] >> (page % WORD) & 1 == 1) == wanted)
     }
+}
+
+fn count(words: &[u64]) -> u64 {
+    words.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 
 #[cfg(test)]

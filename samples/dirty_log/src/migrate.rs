@@ -228,18 +228,18 @@ impl Copier<'_> {
                     round.clear_ns += nanoseconds(clearing.elapsed());
                     round.clear_calls += 1;
                 }
-                let before = sent;
+                if let Some(device) = &mut device {
+                    // Where a write would be lost if the order were another. The client need not
+                    // wait for it.
+                    let writing = Instant::now();
+                    device.keep_pace(window.count())?;
+                    began += writing.elapsed();
+                }
                 for run in window.runs() {
                     let bytes = run.start * PAGE as usize..run.end * PAGE as usize;
                     let from = bytes.start as u64;
                     mapping.memory.get_into(from, &mut mapping.copy[bytes]);
                     sent += run.len() as u64;
-                }
-                if let Some(device) = &mut device {
-                    // It only looks as if the client had to wait for it.
-                    let writing = Instant::now();
-                    device.keep_pace(sent - before)?;
-                    began += writing.elapsed();
                 }
                 self.progress.set_position(sent);
                 self.carry(began, sent * PAGE);
