@@ -19,7 +19,11 @@ use harness::memory::{
     Memory,
     MIB, //
 };
-use harness::soft::Session;
+use harness::soft::{
+    Engine,
+    Session,
+    DMA_MAX, //
+};
 use harness::vfio::{
     DIRTY_CLEAR,
     DIRTY_GET,
@@ -133,11 +137,7 @@ fn one(
         cost.start_ns = cost.start_ns.min(start);
         for (place, one_of) in DIRTY_ONE_OF.into_iter().enumerate() {
             seed += 1;
-            for page in (0..bytes / PAGE).step_by(one_of.max(1) as usize) {
-                if one_of > 0 {
-                    write_page(engine, IOVA + page * PAGE, seed)?;
-                }
-            }
+            make_dirty(engine, bytes, one_of, seed)?;
             words.fill(0);
             let ns = timed(|| Ok(container.dirty_range(DIRTY_GET, IOVA, bytes, &mut words)?))?;
             let dirty_pages = words.iter().map(|word| u64::from(word.count_ones())).sum();
@@ -153,9 +153,7 @@ fn one(
             get.ns = get.ns.min(ns);
         }
         if manual {
-            for page in 0..bytes / PAGE {
-                write_page(engine, IOVA + page * PAGE, seed)?;
-            }
+            make_dirty(engine, bytes, 1, seed)?;
             let ask = |words: &mut [u64]| -> Result<u64> {
                 words.fill(0);
                 timed(|| Ok(container.dirty_range(DIRTY_GET_NOCLEAR, IOVA, bytes, words)?))
@@ -174,6 +172,24 @@ fn one(
         progress.inc(1);
     }
     Ok(cost)
+}
+
+/// Has the device write to the first of so many pages each, or to none.
+fn make_dirty(engine: &Engine, bytes: u64, one_of: u64, seed: u64) -> Result<()> {
+    if one_of == 1 {
+        for from in (0..bytes).step_by(DMA_MAX as usize) {
+            let len = DMA_MAX.min(bytes - from);
+            let done = engine.touch(IOVA + from, len, seed, 1)?;
+            ensure!(done.fault.is_none(), "DMA faulted: {:?}", done.fault);
+        }
+        return Ok(());
+    }
+    let stride = one_of * PAGE;
+    let places = (0..bytes).step_by(stride.max(1) as usize);
+    for offset in places.take_while(|_| stride > 0) {
+        write_page(engine, IOVA + offset, seed)?;
+    }
+    Ok(())
 }
 
 fn timed(call: impl FnOnce() -> Result<()>) -> Result<u64> {
