@@ -379,7 +379,7 @@ class DebugVm(Vm):
 
 class DebugUml(Uml):
     memory = 3
-    patience = 4
+    patience = 8
 
 
 class Kind(NamedTuple):
