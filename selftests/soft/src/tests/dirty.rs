@@ -73,6 +73,7 @@ tests! {
     "dirty.clear_fault", "a clearing that fails loses nothing" => clear_fault;
     "dirty.get_fault", "a bitmap that cannot be written loses nothing" => get_fault;
     "dirty.again", "what the IOTLB knows hides no later write" => again;
+    "dirty.flushes", "the IOTLB is flushed once for a request, however much was dirty" => flushes;
     "dirty.before", "what was written before tracking began is not dirty" => before;
     "dirty.map", "a mapping made meanwhile is tracked" => map;
     "dirty.unmap", "unmapping tells what was written" => unmap;
@@ -556,6 +557,39 @@ fn again(env: &Env) -> Verdict {
         tracked.expect("written again", DIRTY_GET, &pages)?;
     }
     Ok(())
+}
+
+fn flushes(env: &Env) -> Verdict {
+    let tracked = tracked(env, &[("dirty", 0), ("dirty", 1)])?;
+    let container = tracked.container();
+    let second = Memory::scattered(64 * PAGE)?;
+    container.map(IOVA + 2 * LEN, second.vaddr(), 64 * PAGE, RW)?;
+    let span = 3 * PAGES;
+    let every_third: Vec<u64> = (0..span).step_by(3).collect();
+    let count = |work: &dyn Fn() -> Verdict| -> Verdict<u64> {
+        tracked.write(&all())?;
+        let before = tracked.session.engine().stats()?.flushes;
+        work()?;
+        Ok(tracked.session.engine().stats()?.flushes - before)
+    };
+    for flags in [DIRTY_GET, DIRTY_GET_NOCLEAR] {
+        let ask = || dirty_pages(container, flags, IOVA, span).map(drop);
+        expect_eq(format_args!("flag {flags:#x}"), count(&ask)?, 1)?;
+    }
+    let clear = || clear_pages(container, IOVA, &every_third, span);
+    expect_eq("clear", count(&clear)?, 1)?;
+    // Nothing of a mapping that goes is cleared.
+    let ask = || {
+        let mut words = bitmap(&[], 64);
+        let mut arg = unmap_dirty_arg(IOVA + 2 * LEN, 64 * PAGE, &mut words);
+        // SAFETY: The descriptor names `words` and no more.
+        unsafe { container.unmap_dirty(&mut arg) }?;
+        Ok(())
+    };
+    let with_bitmap = count(&ask)?;
+    container.map(IOVA + 2 * LEN, second.vaddr(), 64 * PAGE, RW)?;
+    let without = count(&|| Ok(container.unmap(IOVA + 2 * LEN, 64 * PAGE, 0).map(drop)?))?;
+    expect_eq("unmap with and without a bitmap", with_bitmap, without)
 }
 
 fn before(env: &Env) -> Verdict {
