@@ -301,7 +301,7 @@ class Runner:
         late = self.follow(child, phase, test["name"], deadline)
         if late:
             # It goes with all it started, or it would keep its device busy.
-            os.killpg(child.pid, signal.SIGKILL)
+            kill_session(child.pid)
         try:
             status = child.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -327,6 +327,21 @@ class Runner:
                         return False
                     self.output(phase, name, chunk.decode(errors="replace"))
         return True
+
+
+def kill_session(session):
+    """Ends all processes of a session: those of a test program are in groups of their own."""
+    found, deadline = True, time.monotonic() + 30
+    while found and time.monotonic() < deadline:
+        found = False
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                state, _, _, its_session = read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:4]
+                if int(its_session) == session and state not in "ZX":
+                    found = True
+                    os.kill(int(pid), signal.SIGKILL)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
 
 
 def prepare():
