@@ -20,9 +20,8 @@ from kernel import locked, pins, write  # noqa: E402
 from vmm import MIB, PAGE, Problem, Qemu, Results, Translations, containers, eventually, expect  # noqa: E402
 
 GUEST_MEMORY = 256 * MIB
-MTTY = "/sys/class/mdev_bus/mtty/mdev_supported_types/mtty-1"
+MTTY = "/sys/class/mdev_bus/mtty/mdev_supported_types"
 MTTY_UUID = "c1e4b8a2-2f0f-4c55-9d4e-8a1f5b6c7d80"
-MTTY_DEVICE = f"/sys/bus/mdev/devices/{MTTY_UUID}"
 
 
 def group_of(device):
@@ -75,8 +74,8 @@ class Bench:
         eventually("pages pinned more than before", lambda: pins() - self.pins, 0)
 
 
-def plug_disk(guest, disk):
-    guest.plug("disk", host=disk.address, bus="port0")
+def plug_disk(guest, disk, **properties):
+    guest.plug("disk", host=disk.address, bus="port0", **properties)
     guest.wait_in_guest("[ -b /dev/nvme0n1 ]")
 
 
@@ -114,7 +113,8 @@ def hotplug(results, arguments):
                   # Only what is movable can be taken away again.
                   append="memhp_default_state=online_movable")
     # QEMU has to be gone before the port can go.
-    with mtty() as group, bench as (guest, disk):
+    with mtty() as card, bench as (guest, disk):
+        group = group_of(card)
         results.tails.append(guest.tail)
         with results.part("a guest without devices starts"):
             guest.start()
@@ -157,7 +157,7 @@ def hotplug(results, arguments):
                 disk.check(guest, 8 * MIB, 8 * MIB)
 
         with results.part("an emulated serial port joins the disk's container and echoes"):
-            guest.plug("tty", sysfsdev=MTTY_DEVICE, bus="port1")
+            guest.plug("tty", sysfsdev=card, bus="port1")
             guest.wait_in_guest("ls /sys/bus/pci/devices/*/tty/ttyS*")
             container_of(guest, [disk.group], [group])
             echo(guest, "both devices")
@@ -195,13 +195,14 @@ def resize(guest, size):
 
 
 @contextlib.contextmanager
-def mtty():
-    """The kernel's sample of a mediated device, a serial port that sends back what it is sent."""
-    write(f"{MTTY}/create", MTTY_UUID)
+def mtty(ports=1, uuid=MTTY_UUID):
+    """The kernel's sample of a mediated device, serial ports that send back what they are sent."""
+    write(f"{MTTY}/mtty-{ports}/create", uuid)
+    device = f"/sys/bus/mdev/devices/{uuid}"
     try:
-        yield group_of(MTTY_DEVICE)
+        yield device
     finally:
-        write(f"{MTTY_DEVICE}/remove", "1")
+        write(f"{device}/remove", "1")
 
 
 def echo(guest, text):

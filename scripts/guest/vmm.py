@@ -115,7 +115,10 @@ class Lines:
             if left <= 0:
                 raise Problem(f"waited in vain for {what}")
             if self.selector.select(left):
-                chunk = self.socket.recv(1 << 16)
+                try:
+                    chunk = self.socket.recv(1 << 16)
+                except ConnectionResetError:
+                    chunk = b""
                 if not chunk:
                     self.alive(gone=True)
                 self.rest += chunk
@@ -138,6 +141,7 @@ class Qemu:
         self.folder = tempfile.mkdtemp(prefix="qemu-", dir="/run")
         self.console = f"{self.folder}/console"
         self.errors = f"{self.folder}/errors"
+        self.traces = f"{self.folder}/traces"
         self.events = collections.deque()
         self.qmp = self.agent = None
         self.argv = [
@@ -151,7 +155,7 @@ class Qemu:
             "-device", "virtio-serial-pci,disable-modern=on,disable-legacy=off",
             "-device", "virtserialport,chardev=agent,name=agent",
             "-chardev", f"socket,id=agent,server=on,wait=off,path={self.folder}/agent",
-            "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off",
+            "-qmp", f"unix:{self.folder}/qmp,server=on,wait=off", "-D", self.traces,
             *options,
         ]
         with open(self.errors, "wb") as errors:
@@ -159,12 +163,16 @@ class Qemu:
         self.pid = self.process.pid
 
     def start(self):
+        self.connect()
+        self.finish("the guest's first sign of life", "ready", PATIENCE)
+
+    def connect(self):
+        """To a guest that need not run yet."""
         self.qmp = Lines(f"{self.folder}/qmp", self.alive)
         self.agent = Lines(f"{self.folder}/agent", self.alive)
         if "QMP" not in json.loads(self.qmp.line("QMP's greeting", time.monotonic() + PATIENCE)):
             raise Problem("QMP begins without a greeting")
         self.command("qmp_capabilities")
-        self.finish("the guest's first sign of life", "ready", PATIENCE)
 
     def alive(self, gone=False):
         """Raises a Problem if it is not, or if it should not be."""
@@ -220,6 +228,28 @@ class Qemu:
         self.command("device_del", id=device)
         self.event("DEVICE_DELETED", device=device)
 
+    def migrated(self, wanted="completed"):
+        """Waits for the end of a migration, from here or to here; returns what QEMU tells about it."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            told = self.command("query-migrate")
+            status = told.get("status")
+            if status == wanted:
+                return told
+            if status in ("completed", "failed", "cancelled"):
+                raise Problem(f"the migration has {status}: {told.get('error-desc', 'no reason given')}")
+            if time.monotonic() > deadline:
+                raise Problem(f"the migration has not {wanted} within {PATIENCE} s, but is {status}")
+            time.sleep(0.1)
+
+    def dirty_bitmaps(self):
+        """How many dirty pages VFIO has reported, each time QEMU asked; needs TRACE_DIRTY_BITMAPS."""
+        try:
+            text = read(self.traces)
+        except FileNotFoundError:
+            return []
+        return [int(pages) for pages in re.findall(r"vfio_\w+_dirty_bitmap .*dirty_pages=(\d+)\n", text)]
+
     def sh(self, line, patience=PATIENCE):
         """What a command in the guest prints; it has to succeed."""
         self.agent.send(line + "\n")
@@ -256,6 +286,11 @@ class Qemu:
         if status:
             self.alive()
 
+    def quit(self):
+        self.command("quit")
+        if status := self.process.wait(timeout=PATIENCE):
+            raise Problem(f"QEMU quits with exit status {status}: {read(self.errors).strip()}")
+
     def kill(self):
         self.process.kill()
         self.process.wait()
@@ -269,6 +304,10 @@ class Qemu:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+#: The event is vfio_get_dirty_bitmap in QEMU 10.0, vfio_container_query_dirty_bitmap later.
+TRACE_DIRTY_BITMAPS = ("-trace", "vfio_*_dirty_bitmap")
+
+
 class Container:
     """What vfio_type1_rs tells about one container."""
 
@@ -276,6 +315,7 @@ class Container:
         self.text = text
         self.owner = int(re.search(r"owner: .* \(pid (\d+)\)", text)[1])
         self.used, self.left = map(int, re.search(r"dma entries: (\d+) used, (\d+) left", text).groups())
+        self.tracking = re.search(r"dirty tracking: (.*)", text)[1]
         self.groups = [int(group) for groups in re.findall(r"domain \d+: groups((?: \d+)*)", text)
                        for group in groups.split()]
         self.emulated = [int(group) for group in re.findall(r"emulated: group (\d+)", text)]

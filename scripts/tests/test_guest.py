@@ -30,6 +30,7 @@ CONTAINERS = """container 3
 container 4
 \towner: a (pid 1) b (pid 65)
 \tdma entries: 0 used, 65535 left
+\tdirty tracking: pinned pages
 """
 
 
@@ -81,6 +82,19 @@ class ContainersTest(unittest.TestCase):
         self.assertEqual((first.owner, first.used, first.left, first.groups, first.emulated, first.pinned),
                          (64, 8, 65527, [11, 12], [14], 195))
         self.assertEqual((second.owner, second.groups, second.emulated, second.pinned), (65, [], [], 0))
+        self.assertEqual((first.tracking, second.tracking), ("off", "pinned pages"))
+
+    def test_what_qemu_traces(self):
+        qemu = object.__new__(vmm.Qemu)
+        qemu.traces = "/nowhere"
+        self.assertEqual(qemu.dirty_bitmaps(), [])
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("vfio_get_dirty_bitmap iova=0x0 size= 0xa0000 bitmap_size=0x18 start=0x0 dirty_pages=0\n"
+                       "12@1.5:vfio_container_query_dirty_bitmap iova=0xc0000 size=0x2000 dirty_pages=2\n"
+                       "vfio_get_dirty_bitmap iova=0xc0")
+            file.flush()
+            qemu.traces = file.name
+            self.assertEqual(qemu.dirty_bitmaps(), [0, 2])
 
     def test_a_driver_that_tells_nothing(self):
         self.assertIsNone(self.read("/nowhere"))
