@@ -279,7 +279,8 @@ pub(crate) fn warn_untracked(error: Error) {
 fn report(space: &SpaceGuard<'_>, topology: &Topology, request: &DirtyRange) -> Result<(), Cause> {
     let range = request.iova;
     check_whole(space, range)?;
-    if topology.dirty_source() == Source::Hardware {
+    let source = topology.dirty_source();
+    if source == Source::Hardware {
         topology
             .iommu
             .read_dirty(Domain::is_tracking, Reading::Clear, |reader| {
@@ -292,7 +293,7 @@ fn report(space: &SpaceGuard<'_>, topology: &Topology, request: &DirtyRange) -> 
             &mut mapping.state.lock(),
             range.first(),
             &request.bitmap,
-            topology,
+            source,
         )
     })
 }
@@ -479,14 +480,15 @@ impl Mapping {
         bitmap: &BitmapArg,
         topology: &Topology,
     ) -> Result<(), Cause> {
-        if topology.dirty_source() == Source::Hardware {
+        let source = topology.dirty_source();
+        if source == Source::Hardware {
             topology
                 .iommu
                 .read_dirty(Domain::is_tracking, Reading::Keep, |reader| {
                     self.sync(state, reader)
                 })?;
         }
-        self.report_dirty(state, base, bitmap, topology)
+        self.report_dirty(state, base, bitmap, source)
     }
 
     /// Writes the mapping's bits into the user's bitmap, whose first bit stands for `base`.
@@ -495,9 +497,9 @@ impl Mapping {
         state: &mut State,
         base: u64,
         bitmap: &BitmapArg,
-        topology: &Topology,
+        source: Source,
     ) -> Result<(), Cause> {
-        let unknown = state.mapped.is_some() && topology.dirty_source() == Source::Unknown;
+        let unknown = state.mapped.is_some() && source == Source::Unknown;
         let Some(log) = &mut state.dirty else {
             return Ok(());
         };
