@@ -4,7 +4,8 @@
 //!
 //! The kernel crate's [`kernel::mm`] has address spaces and VMAs; this crate adds what it lacks:
 //! [`Pinner`] and [`PinnedRun`] for `pin_user_pages_remote()` and PFN mappings, [`LockedVm`] for
-//! `RLIMIT_MEMLOCK`, and [`UserWindow`] to copy to and from a process that need not be current.
+//! `RLIMIT_MEMLOCK`, [`UserWindow`] to copy to and from a process that need not be current, and
+//! [`fault_in`] for memory that nobody has touched yet.
 //!
 //! C headers: [`include/linux/mm.h`](srctree/include/linux/mm.h),
 //! [`include/linux/sched/mm.h`](srctree/include/linux/sched/mm.h).
@@ -16,6 +17,7 @@
 mod locked;
 mod owner;
 mod pin;
+mod resident;
 mod window;
 
 pub use locked::LockedVm;
@@ -28,6 +30,10 @@ pub use pin::{
     Filled,
     PinnedRun,
     Pinner, //
+};
+pub use resident::{
+    fault_in,
+    has_memory, //
 };
 pub use window::{
     user_range_ok,
