@@ -1,3 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What KVM lets a module take over.
+//!
+//! - [`stage2`] (arm64): how device memory gets into a guest's stage 2.
+//!
+//! # Unsafe code
+//!
+//! Wraps the tables of functions that `patches/` adds to KVM.
+
+#[cfg(CONFIG_ARM64)]
+pub mod stage2;

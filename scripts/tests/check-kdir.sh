@@ -23,9 +23,10 @@ chmod +x "$tmp/rustc"
 rustc=$tmp/rustc
 
 source_in() {
-	mkdir -p "$1/drivers/vfio" "$1/include/linux"
+	mkdir -p "$1/drivers/vfio" "$1/include/linux" "$1/arch/arm64/include/asm"
 	: >"$1/drivers/vfio/vfio.h"
 	echo '	void (*record)(struct iommu_dirty_bitmap *dirty);' >"$1/include/linux/iommu.h"
+	: >"$1/arch/arm64/include/asm/kvm_s2_device.h"
 }
 
 good_kdir() {
@@ -142,5 +143,9 @@ refuses "source_gone" "has no drivers/vfio/vfio.h"
 
 echo 'struct iommu_dirty_bitmap;' >"$tmp/source/include/linux/iommu.h"
 refuses "not_patched" "lacks the patches"
+
+source_in "$tmp/source"
+rm "$tmp/source/arch/arm64/include/asm/kvm_s2_device.h"
+refuses "half_patched" "lacks the patches"
 
 [ "$failed" -eq 0 ]
