@@ -141,6 +141,8 @@ def _build_modules(name, *words, variant=""):
     folder = env.out / "modules" / f"{name}{variant}"
     _mirror(folder)
     chain, log = env.toolchain(), _log(f"modules-{name}{variant}")
+    # Of an earlier build that failed; its warnings are not this one's.
+    log.unlink(missing_ok=True)
     ui.run(["make", "-C", folder, f"KDIR={built.build_dir}",
             *chain.make_args(kernel.RECIPES[name].arch), *words, f"-j{env.nproc()}", "modules"],
            env=chain.env(), title=f"Build the modules for {name}{' with clippy' if variant else ''}", log=log)
