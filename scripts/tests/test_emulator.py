@@ -149,11 +149,10 @@ class SourceTest(unittest.TestCase):
         (tmp / "prog-1.0/debian/patches/series").write_text("# none\n\na.patch # the one\n")
         pack[2] = tmp / "prog-1.0"
         subprocess.run([*pack, tmp / "prog_1.0-2.debian.tar.xz", "debian"], check=True)
-        (tmp / "prog_1.0-2.dsc").write_text("Source: prog\nVersion: 1:1.0-2\n")
-        files = [tmp / name for name in ("prog_1.0-2.debian.tar.xz", "prog_1.0-2.dsc", "prog_1.0.orig.tar.xz")]
+        files = [tmp / name for name in ("prog_1.0-2.debian.tar.xz", "prog_1.0.orig.tar.xz")]
         apt = host.Apt.__new__(host.Apt)
         with mock.patch.object(host.Apt, "_download", lambda *words: files), \
                 mock.patch.object(ui, "_stream", (tmp / "said").open("w")) as said:
             self.addCleanup(said.close)
-            self.assertEqual(apt.source("prog", tmp / "root"), "1:1.0-2")
+            self.assertEqual(apt.source("prog", tmp / "root"), "1.0-2")
         self.assertEqual((tmp / "root/bit").read_text(), "dirty\n")

@@ -289,15 +289,19 @@ class Apt:
         return wanted
 
     def source(self, package, root):
-        """Adds what the newest version of a package is built from to ``root``, and returns that version."""
-        kinds = (".dsc", ".orig.tar.xz", ".debian.tar.xz")
-        files = self._download(f"the source of {package}", "source", "--download-only", package)
+        """Adds what the newest version of a package is built from to ``root``, and returns that version.
+
+        Its .dsc is left out: what it says, the archive's signed index says, too.
+        """
+        kinds = (".orig.tar.xz", ".debian.tar.xz")
+        files = self._download(f"the source of {package}", *(
+            ["source", "--download-only", only, package] for only in ("--tar-only", "--diff-only")))
         found = {kind: path for kind in kinds for path in files if path.name.endswith(kind)}
         if len(found) != len(kinds):
             raise ui.StepFailed(f"the source of {package} is not in files that end with {', '.join(kinds)}: "
                                 f"{', '.join(path.name for path in files)}")
-        description, upstream_tar, debian_tar = found.values()
-        version = re.search(r"^Version: (\S+)", description.read_text(), re.MULTILINE)[1]
+        upstream_tar, debian_tar = found.values()
+        version = debian_tar.name.removeprefix(f"{package}_").removesuffix(kinds[1])
         root.mkdir(parents=True, exist_ok=True)
         with ui.step(f"Unpack {package} {version}"):
             ui.output(["tar", "-x", "-C", root, "--strip-components=1", "--no-same-owner", "-f", upstream_tar])
@@ -321,11 +325,11 @@ class Apt:
             nothing = self.root / "nothing-installed"
             nothing.write_text("")
             archives = self._download(
-                f"{what}, and what is behind", "install", "--download-only", "-y", "--no-install-recommends",
+                f"{what}, and what is behind", ["install", "--download-only", "-y", "--no-install-recommends",
                 "-o", f"Dir::State::status={nothing}", "-o", "Debug::NoLocking=1",
-                *(["-t", suite] if suite else []), *packages)
+                *(["-t", suite] if suite else []), *packages])
         else:
-            archives = self._download(what, "download", *packages)
+            archives = self._download(what, ["download", *packages])
         # What one release has in /lib, another has in /usr/lib; on a host both are one.
         for name in ("bin", "lib", "lib64", "sbin"):
             (root / "usr" / name).mkdir(parents=True, exist_ok=True)
@@ -340,13 +344,14 @@ class Apt:
                            *(f"--exclude={pattern}" for pattern in left_out), "-f", content])
                 content.unlink()
 
-    def _download(self, what, *words):
-        """The files an apt-get command fetches; a lock of the user's keeps others from doing it, too."""
+    def _download(self, what, *commands):
+        """The files apt-get commands fetch; a lock of the user's keeps others from doing it, too."""
         folder = self.root / "downloads"
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "partial").mkdir(parents=True)
-        ui.run(["apt-get", *self.options, "-o", f"Dir::Cache::archives={folder}", "-q", *words],
-               title=f"Download {what}", log=env.paths.logs / "apt.log", cwd=folder, env=_C)
+        for words in commands:
+            ui.run(["apt-get", *self.options, "-o", f"Dir::Cache::archives={folder}", "-q", *words],
+                   title=f"Download {what}", log=env.paths.logs / "apt.log", cwd=folder, env=_C)
         return sorted(path for path in folder.iterdir() if path.is_file() and path.name != "lock")
 
 
