@@ -38,6 +38,7 @@ NEEDS = (
     Need("make", "command", "make", "every build"),
     Need("gcc", "command", "gcc", "linking host programs"),
     Need("stdio.h", "header", "libc6-dev", "host programs"),
+    Need("g++", "command", "g++", "Bochs"),
     Need("flex", "command", "flex", "Kconfig"),
     Need("bison", "command", "bison", "Kconfig"),
     Need("gelf.h", "header", "libelf-dev", "objtool"),
