@@ -195,6 +195,8 @@ class Runner:
         leaks = Leaks(self.plan["leaks"])
         pinned = pinned_pages()
         began = time.monotonic()
+        for path in driver["below"]:
+            require_module(path)
         error = load_module(driver["path"], driver.get("parameters", ""))
         checks.append(("loads", not error, os.strerror(error) if error else ""))
         if not error:

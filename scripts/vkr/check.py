@@ -220,6 +220,16 @@ def _programs(arch="x86_64"):
     return folder / "release"
 
 
+@functools.cache
+def _static_programs():
+    """Those for machines that have nothing but a kernel."""
+    target = "x86_64-unknown-linux-gnu"
+    variables = _cargo_env() | {f"CARGO_TARGET_{target.upper().replace('-', '_')}_RUSTFLAGS": "-C target-feature=+crt-static"}
+    ui.run([env.toolchain().cargo, "build", "--profile", "guest", "--target", target, "-p", "init", "-p", "interrupts"],
+           cwd=env.repo / "selftests", env=variables, title="Build the static test programs", log=_log("programs"))
+    return Path(variables["CARGO_TARGET_DIR"]) / target / "guest"
+
+
 # The machines.
 
 def _kunit(stage, args):
@@ -313,21 +323,40 @@ def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     kind = machine.MACHINES[where]
     name, built = kind.kernel, _kernel(kind.kernel)
     tests = description.select(where, stages, args.test)
-    drivers = drivers or args.driver or list(description.drivers)
+    drivers = description.drivers_as(drivers or args.driver or ["c", "rust"])
     if leaks:
         tests = [test for test in tests if test.leaks]
     leaks = leaks or kind.leaks
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name), python=kind.boot.python,
                               upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "",
-                              bin=_programs(kernel.RECIPES[name].arch), fixture=_fixture(name), **more)
+                              bin=_static_programs() if issubclass(kind.boot, machine.Bochs)
+                              else _programs(kernel.RECIPES[name].arch),
+                              fixture=_fixture(name), kvm=kind.boot.kvm_module, **more)
     append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
     boot = functools.partial(kind.boot, built=built, append=append, kvm=args.kvm)
+    if issubclass(kind.boot, machine.Bochs):
+        boot = functools.partial(boot, init=_static_programs() / "init")
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
 
 def _hwdbm(stage, args):
     """Dirty bits that an IOMMU sets, in an emulator of our own: none that is packaged has such an IOMMU."""
     _run(stage, "vm-hwdbm", ("hwdbm",), args)
+
+
+def _kvm(stage, args):
+    """KVM's interrupts on a processor with SVM, which injects them."""
+    _run(stage, "host", ("kvm",), args, _kvm_drivers(args))
+
+
+def _vmx(stage, args):
+    """KVM's interrupts on a processor with VMX, which posts them."""
+    _run(stage, "bochs", ("kvm",), args, _kvm_drivers(args))
+
+
+def _kvm_drivers(args):
+    known = ["c", "rust"] if (env.repo / "kvm_x86_rs").is_dir() else ["c"]
+    return [name for name in args.driver or known if name in known]
 
 
 class Stage(NamedTuple):
@@ -351,6 +380,8 @@ STAGES = {
     "arm64": Stage(_arm64, ("arm64",), usual=False),
     "clients": Stage(_clients, ("x86_64",), usual=False),
     "hwdbm": Stage(_hwdbm, ("x86_64",), usual=False),
+    "kvm": Stage(_kvm, ("x86_64",), usual=False),
+    "vmx": Stage(_vmx, ("x86_64",), usual=False),
 }
 
 

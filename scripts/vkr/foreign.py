@@ -77,7 +77,7 @@ def cmd_foreign(args):
 
     description = selftests.Description()
     description.needs.update(NEEDS)
-    drivers = args.driver or list(description.drivers)
+    drivers = args.driver or ["c", "rust"]
     places = selftests.Places(kernel=built.build_dir, modules=check._modules("x86_64"),
                               python=Machine.python)
     found = report.Report()

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import emulator, env, guest, host, sysroot, ui, unpacked
+from . import bochs, emulator, env, guest, host, sysroot, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -87,6 +87,8 @@ class Machine:
 
     #: The machine's own.
     python = os.path.realpath(sys.executable)
+    #: What KVM's module for its processor is called.
+    kvm_module = "kvm-amd"
 
     def __init__(self, where, built, append="", kvm=False):
         self.where = where
@@ -370,6 +372,74 @@ class Uml(Machine):
         ]
 
 
+class Bochs(Machine):
+    """A processor with VMX, two serial ports, and nothing to share files with.
+
+    Its initramfs holds what the plan names, at the same paths as on the host,
+    and an init of ours that runs it.
+    """
+
+    transcript_name = "/dev/ttyS1"
+    memory = 1
+    cpus = 2
+    kvm_module = "kvm-intel"
+    #: The first with posted interrupts.
+    cpu = "corei7_icelake_u"
+    #: Instructions in a second of the machine's own time, about as many as it executes in one of ours.
+    speed = 100_000_000
+    # Neither its HPET nor its timer interrupt pass the checks of Linux. Its time stamp counter counts
+    # instructions, whatever CPUID says of its frequency.
+    parameters = f"console=ttyS0,115200 panic=-1 hpet=disable no_timer_check tsc=reliable tsc_early_khz={speed // 1000} nokaslr"
+    # On a busy host its seconds are longer than ours.
+    patience = 4
+
+    def __init__(self, where, built, append="", kvm=False, init=None):
+        if kvm:
+            raise ui.StepFailed("Bochs emulates what KVM would need", hint="leave --kvm away")
+        super().__init__(where, built, append)
+        self.init = init
+        self.emulator = bochs.ensure()
+
+    def initramfs(self, plan_file):
+        plan = json.loads(plan_file.read_text())
+        entries = {"dev": (0o040755, b""), "init": (0o100755, self.init.read_bytes()),
+                   "plan.json": (0o100644, plan_file.read_bytes())}
+        for path in sorted(_files(plan)):
+            for folder in reversed(path.parents[:-1]):
+                entries[str(folder.relative_to("/"))] = (0o040755, b"")
+            entries[str(path.relative_to("/"))] = (0o100755, path.read_bytes())
+        return guest.cpio([(name, *rest) for name, rest in entries.items()])
+
+    def argv(self, plan, channel):
+        initramfs = self.initramfs(plan)
+        setup, kernel = bochs.split(self.image.read_bytes(), len(initramfs), f"{self.parameters} {self.append}")
+        for name, content in (("setup", setup), ("kernel", kernel), ("initramfs", initramfs),
+                              ("floppy", bochs.floppy()), ("vga", bochs.vga())):
+            (self.where / name).write_bytes(content)
+        (self.where / "bochsrc").write_text(f"""\
+cpu: model={self.cpu}, count={self.cpus}, ips={self.speed}, reset_on_triple_fault=0, ignore_bad_msrs=1
+memory: guest={self.memory << 10}, host={self.memory << 10}, block_size=8192
+romimage: file="{self.emulator.bios}", options=fastboot
+vgaromimage: file="vga"
+optramimage1: file="setup", address={bochs.SETUP:#x}
+optramimage2: file="kernel", address={bochs.KERNEL:#x}
+optramimage3: file="initramfs", address={bochs.INITRAMFS:#x}
+floppya: 1_44="floppy", status=inserted
+boot: floppy
+com1: enabled=1, mode=file, dev=/dev/stdout
+com2: enabled=1, mode=file, dev=transcript.jsonl
+clock: sync=none, time0=1
+display_library: nogui
+speaker: enabled=0
+log: bochs.log
+panic: action=fatal
+error: action=report
+info: action=ignore
+debug: action=ignore
+""")
+        return ["env", "-C", self.where, self.emulator.program, "-q", "-f", "bochsrc"]
+
+
 class DebugVm(Vm):
     """The same for a kernel that watches itself, which takes memory, and time most of all."""
 
@@ -413,6 +483,7 @@ MACHINES = {
     "vm-wire": Kind(WiredVm, "x86_64"),
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
+    "bochs": Kind(Bochs, "x86_64"),
     "vm-hwdbm": Kind(HwdbmVm, "x86_64"),
     "arm64": Kind(Arm64, "arm64"),
     "uml": Kind(Uml, "um"),
@@ -532,6 +603,18 @@ class _Follower:
             self.run.ended = True
             self.wait("power-off", OFF_LIMIT)
         self.on_event(event)
+
+
+def _files(plan):
+    """Everything in a plan that is the path of a file on the host, wherever it is."""
+    if isinstance(plan, dict):
+        plan = plan.values()
+    elif isinstance(plan, str):
+        path = Path(plan)
+        return {path} if path.is_absolute() and not path.is_relative_to("/dev") and path.is_file() else set()
+    elif not isinstance(plan, list):
+        return set()
+    return set().union(*map(_files, plan))
 
 
 def complaints(log):

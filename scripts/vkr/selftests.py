@@ -53,6 +53,9 @@ class Description:
             self.tests = [Test(**test) for test in data["tests"]]
         except TypeError as error:
             raise ui.StepFailed(f"{path.name}: {error}")
+        for name, driver in self.drivers.items():
+            driver.setdefault("of", "type1")
+            driver.setdefault("as", name)
         names = [test.name for test in self.tests]
         for test in self.tests:
             for kind, used, known in (("machine", test.machines, {*self.machines, *machine.MACHINES}),
@@ -69,6 +72,10 @@ class Description:
         """The tests of a machine, some of which run those of another."""
         described = machine.MACHINES[where].tests or where
         return [test for test in self.tests if {where, described} & set(test.machines)]
+
+    def drivers_as(self, sides):
+        """The drivers that stand for C, for Rust or for both, of whatever they drive."""
+        return [name for name, driver in self.drivers.items() if driver["as"] in sides]
 
     def where(self, names):
         """Which machines have tests, in words."""
@@ -146,16 +153,20 @@ def plan(description, where, tests, drivers, places, leaks=False):
             raise ui.StepFailed(f"nothing says what {', '.join(sorted(unknown))} in braces stands for in test {test.name}")
         return {**entry, "command": command}
 
-    modules = {name: _module_name(driver["path"]) for name, driver in description.drivers.items()}
+    modules = {name: _module_name(places.fill(driver["path"])) for name, driver in description.drivers.items()}
     phases = []
     if plain := [entry(test) for test in tests if not test.drivers]:
         phases.append({"name": "plain", "tests": plain})
     for name in drivers:
+        of = description.drivers[name]["of"]
+        below = description.drivers[name].get("below", [])
+        ours = {modules[name], *map(_module_name, below)}
         driver = {**description.drivers[name], "name": modules[name],
-                  "parameters": description.machines[where].get("driver_parameters", ""),
-                  "rivals": [module for other, module in modules.items() if other != name]}
+                  "parameters": description.machines[where].get("driver_parameters", "") if of == "type1" else "",
+                  "rivals": [module for other, module in modules.items()
+                             if description.drivers[other]["of"] == of and module not in ours]}
         if members := [entry(test, driver) for test in tests if name in test.drivers]:
-            driver["path"] = places.file(driver["path"])
+            driver |= {"path": places.file(driver["path"]), "below": [places.file(path) for path in below]}
             phases.append({"name": name, "driver": driver, "tests": members})
     if not phases:
         raise ui.StepFailed(f"no test for {where} with the drivers {', '.join(drivers)}")

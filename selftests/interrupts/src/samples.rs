@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How long interrupts took, in cycles of the time stamp counter.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+use harness::check::Verdict;
+use serde::Serialize;
+
+use crate::settings;
+
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<u64>);
+
+#[derive(Serialize)]
+struct Record<'a> {
+    test: &'a str,
+    unit: &'static str,
+    samples: &'a [u64],
+}
+
+impl Samples {
+    pub(crate) fn push(&mut self, cycles: u64) {
+        self.0.push(cycles);
+    }
+
+    /// Prints what is usual, and keeps all if asked to.
+    pub(crate) fn report(mut self, test: &str) -> Verdict {
+        if let Some(path) = &settings().json {
+            let record = Record {
+                test,
+                unit: "TSC cycles",
+                samples: &self.0,
+            };
+            let mut line = serde_json::to_vec(&record).map_err(anyhow::Error::from)?;
+            line.push(b'\n');
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)?
+                .write_all(&line)?;
+        }
+        self.0.sort_unstable();
+        let at = |percent: usize| {
+            self.0
+                .get((self.0.len() * percent / 100).min(self.0.len() - 1))
+        };
+        if let (Some(half), Some(most), Some(all)) = (at(50), at(99), self.0.last()) {
+            println!(
+                "# {} interrupts, cycles: median {half}, 99 % within {most}, all within {all}",
+                self.0.len()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The tests, by what the virtual CPU does.
+
+mod halt;
+mod ipi;
+mod run;
+
+use harness::runner::Test;
+
+/// All of them, in the order they run in.
+pub(crate) fn all() -> impl Iterator<Item = Test> {
+    [run::TESTS, halt::TESTS, ipi::TESTS]
+        .into_iter()
+        .flatten()
+        .copied()
+}
