@@ -2,6 +2,7 @@
 """Programs of another release, with a package that is a shell script."""
 
 import os
+import dataclasses
 import shutil
 import subprocess
 import tempfile
@@ -26,8 +27,11 @@ class FakeApt:
 
     offered = []
 
-    def __init__(self, name, suites):
+    architectures = []
+
+    def __init__(self, name, suites, architecture=None):
         self.suites = suites
+        self.architectures.append(architecture)
 
     def update(self, title):
         pass
@@ -65,6 +69,15 @@ class UnpackedTest(unittest.TestCase):
             f"PROG_DIR={root}/modules",
             "--library-path", f"{root}/usr/lib/x86_64-linux-gnu", f"{root}/usr/bin/{PROGRAM.command}",
             "-L", f"{root}/a folder", "one", "two words"])
+
+    def test_of_another_architecture(self):
+        foreign = dataclasses.replace(PROGRAM, foreign=True, triple="aarch64-linux-gnu", loader="lib/ld-linux.so")
+        start = Path(unpacked.ensure(foreign))
+        self.assertEqual(FakeApt.architectures[-1], "arm64")
+        # It cannot be run here, only read.
+        shell, root, *_, last = start.read_text().splitlines()
+        self.assertEqual((shell, root), ("#!/busybox sh", "root=${0%/*}/root"))
+        self.assertTrue(last.startswith('exec "$root/usr/lib/ld-linux.so" "--library-path" "$root/usr/lib/aarch64'))
 
     def test_fetches_once(self):
         start = unpacked.ensure(PROGRAM)

@@ -14,6 +14,9 @@ from . import env, host, toolchain, ui
 
 MARK = "run"
 
+#: Debian's names.
+ARCHITECTURES = {"aarch64-linux-gnu": "arm64"}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -27,6 +30,10 @@ class Program:
     # where the packages are unpacked.
     arguments: tuple = ()
     environment: tuple = ()
+    # Not the host's: of a machine, whose only shell is /busybox.
+    foreign: bool = False
+    triple: str = "x86_64-linux-gnu"
+    loader: str = "lib64/ld-linux-x86-64.so.2"
 
 
 #: The first QEMU whose amd-iommu translates DMA so that Linux 7.3 accepts it.
@@ -35,10 +42,16 @@ QEMU = Program(
     ("-L", "$root/usr/share/qemu", "-L", "$root/usr/share/seabios"),
     (("QEMU_MODULE_DIR", "$root/usr/lib/x86_64-linux-gnu/qemu"),))
 
+#: For guests of the arm64 machine. From 9.2 on QEMU maps BARs to addresses that suit large blocks.
+ARM64_QEMU = Program(
+    "qemu-system-aarch64", "qemu-system-arm", "10.0.0", "trixie", "trixie", ("-L", "$root/usr/share/qemu"),
+    (("QEMU_MODULE_DIR", "$root/usr/lib/aarch64-linux-gnu/qemu"),),
+    foreign=True, triple="aarch64-linux-gnu", loader="lib/ld-linux-aarch64.so.1")
+
 
 def ensure(program):
     """The command to run: the host's if it is new enough, or else one in the cache."""
-    if installed := _installed(program):
+    if not program.foreign and (installed := _installed(program)):
         return installed
     if found := _find(program):
         return found
@@ -74,7 +87,10 @@ def _fetch(program):
 def _fetch_from_release(program):
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
         raise ui.StepFailed(f"{program.command} {program.minimum} is needed, and this host has no apt to get it with")
-    apt = host.Apt(f"{program.release}-programs", (program.release, f"{program.release}-updates", program.suite))
+    architecture = ARCHITECTURES[program.triple] if program.foreign else None
+    apt = host.Apt(f"{program.release}-{architecture or 'programs'}",
+                   dict.fromkeys((program.release, f"{program.release}-updates", program.suite)),
+                   architecture=architecture)
     apt.update(f"Look into {program.suite}")
     offered = apt.versions(program.package)
     good = [version for version in offered if toolchain.at_least(host.upstream(version), program.minimum)]
@@ -88,16 +104,20 @@ def _fetch_from_release(program):
     with env.fresh(folder) as scratch:
         apt.unpack([f"{program.package}={version}"], scratch / "root", dependencies=True, suite=program.suite)
         _write_start(program, scratch / MARK)
-        ui.output([scratch / MARK, "--version"])
+        if not program.foreign:
+            ui.output([scratch / MARK, "--version"])
     return str(folder / MARK)
 
 
 def _write_start(program, path):
     """A script, because a loader that is started by name needs to be told everything."""
-    lines = ["#!/bin/sh", 'root=$(dirname "$(readlink -f "$0")")/root']
+    if program.foreign:
+        lines = ["#!/busybox sh", "root=${0%/*}/root"]
+    else:
+        lines = ["#!/bin/sh", 'root=$(dirname "$(readlink -f "$0")")/root']
     lines += [f'export {name}="{value}"' for name, value in program.environment]
-    arguments = ("--library-path", "$root/usr/lib/x86_64-linux-gnu", f"$root/usr/bin/{program.command}",
+    arguments = ("--library-path", f"$root/usr/lib/{program.triple}", f"$root/usr/bin/{program.command}",
                  *program.arguments, "$@")
-    lines.append('exec "$root/usr/lib64/ld-linux-x86-64.so.2" ' + " ".join(f'"{word}"' for word in arguments))
+    lines.append(f'exec "$root/usr/{program.loader}" ' + " ".join(f'"{word}"' for word in arguments))
     path.write_text("\n".join(lines) + "\n")
     path.chmod(0o755)
