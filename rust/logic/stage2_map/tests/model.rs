@@ -481,6 +481,26 @@ proptest! {
     }
 }
 
+/// Without enough of a budget for a block none of it is filled.
+#[test]
+fn begins_nothing_it_could_not_finish() {
+    let case = free(0);
+    let after = case.table.pages.borrow().clone();
+    case.table.pages.borrow_mut()[4..16].fill(None);
+    let plan = case.plan();
+    let prover = Prover::new(&case.table, &plan, true, false, u32::MAX).unwrap();
+    for (budget, filled) in [(11, 0), (12, 12)] {
+        let mut filler = Filler {
+            table: &case.table,
+            after: &after,
+            calls: 0,
+        };
+        assert_eq!(prover.populate(&plan, budget, &mut filler), filled);
+        assert_eq!(filler.calls, filled);
+    }
+    assert_eq!(prover.largest(&plan).0.size(), SIZES[2]);
+}
+
 /// A fill that changes nothing, or makes smaller leaves than were empty, ends it.
 #[test]
 fn gives_up_when_filling_does_not_help() {
