@@ -5,7 +5,7 @@ import ctypes
 import os
 import re
 
-DELETE_MODULE = {"x86_64": 176, "aarch64": 106}[os.uname().machine]
+FINIT_MODULE, DELETE_MODULE = {"x86_64": (313, 176), "aarch64": (273, 106)}[os.uname().machine]
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -18,6 +18,17 @@ def read(path):
 def write(path, text):
     with open(path, "w") as file:
         file.write(text)
+
+
+def load_module(path, parameters=""):
+    """0, or the errno the kernel refused with."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.syscall(ctypes.c_long(FINIT_MODULE), fd, parameters.encode(), 0) == 0:
+            return 0
+        return ctypes.get_errno()
+    finally:
+        os.close(fd)
 
 
 def unload_module(name):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from . import dpdk, env, guest, kernel, ktap, machine, report, selftests, setup, sysroot, ui
+from . import dpdk, env, guest, kernel, ktap, machine, report, selftests, setup, sysroot, ui, unpacked
 from .ktap import FAIL, PASS
 
 #: The machines of the stage that is about the kernels' own checks, and the stages whose tests it runs.
@@ -292,6 +292,7 @@ def _check_instrumented(folder):
 def _arm64(stage, args):
     """The tests of logic and those of the VM, on another architecture and its IOMMU."""
     _run(stage, "arm64", ("kunit", "selftests"), args)
+    _run(stage, "arm64-host", ("clients",), args, **_arm64_guest())
 
 
 def _clients(stage, args):
@@ -314,6 +315,16 @@ def _guest():
         ["virtio_pci", "virtio_console", "virtio_mem"], [Path(_cargo_env()["CARGO_TARGET_DIR"]) / "guest" / "dmacat"])
     return {"qemu": machine.qemu(), "guest_kernel": linux.image, "guest_initramfs": initramfs,
             "disk": machine.Vm.disk()}
+
+
+def _arm64_guest():
+    """An unmodified QEMU of the machine's architecture, and a guest of the machine's own kernel."""
+    userland = sysroot.ensure("arm64")
+    initramfs = guest.initramfs(
+        env.out / "machine" / "agent-arm64.cpio", env.repo / "scripts" / "guest" / "agent-init",
+        programs=[_programs("arm64") / "barcat"], shell=userland.root / "bin" / "busybox")
+    return {"qemu": unpacked.ensure(unpacked.ARM64_QEMU), "guest_kernel": _kernel("arm64").image,
+            "guest_initramfs": initramfs}
 
 
 def _run(stage, where, stages, args, drivers=None, leaks=False, **more):

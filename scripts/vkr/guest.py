@@ -88,9 +88,9 @@ def _fetch():
     return Kernel(release, folder)
 
 
-def initramfs(path, init, guest=None, modules=(), programs=()):
-    """Busybox, an init script, modules with what they need, and static programs."""
-    entries = [("bin", 0o040755, b""), ("bin/busybox", 0o100755, busybox().read_bytes()),
+def initramfs(path, init, guest=None, modules=(), programs=(), shell=None):
+    """Busybox, the host's or ``shell``, an init script, modules with what they need, and static programs."""
+    entries = [("bin", 0o040755, b""), ("bin/busybox", 0o100755, (shell or busybox()).read_bytes()),
                ("bin/sh", 0o120777, b"busybox"), ("init", 0o100755, init.read_bytes()), ("dev", 0o040755, b"")]
     for program in programs:
         entries.append((f"bin/{program.name}", 0o100755, _static(program).read_bytes()))

@@ -356,6 +356,16 @@ class Arm64(Vm):
         ]
 
 
+class Arm64Host(Arm64):
+    """The same with QEMU in it, and a device whose BAR 2 is memory for a guest."""
+
+    def __init__(self, where, built, append="", kvm=False):
+        super().__init__(where, built, append, kvm)
+        self.shares += [Path(unpacked.ensure(unpacked.ARM64_QEMU)).parent]
+
+    devices = ("-object", "memory-backend-memfd,id=bar,size=4G,share=on", "-device", "ivshmem-plain,memdev=bar")
+
+
 class Uml(Machine):
     """The kernel as a host process: no PCI and no IOMMU, but quick."""
 
@@ -486,6 +496,7 @@ MACHINES = {
     "bochs": Kind(Bochs, "x86_64"),
     "vm-hwdbm": Kind(HwdbmVm, "x86_64"),
     "arm64": Kind(Arm64, "arm64"),
+    "arm64-host": Kind(Arm64Host, "arm64"),
     "uml": Kind(Uml, "um"),
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
     "vm-debug": Kind(DebugVm, "x86_64-debug", f"{WATCHFUL} {FOUR_LEVELS}", "vm", leaks=True),
