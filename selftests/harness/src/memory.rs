@@ -271,6 +271,51 @@ impl Memory {
         Ok((head, tail))
     }
 
+    /// A part of a device region, `len` bytes from `offset` on, at an address that is `skew` above
+    /// a multiple of `align`.
+    #[track_caller]
+    pub fn region_part(
+        device: &Device,
+        region: Region,
+        (offset, len): (u64, u64),
+        (align, skew): (u64, u64),
+    ) -> Verdict<Self> {
+        assert!(offset + len <= region.size);
+        let mut head = Memory::reserve(skew + len, align)?;
+        let fd = device.file().as_raw_fd();
+        head.split_off(skew)
+            .place(PROT_RW, libc::MAP_SHARED, fd, region.offset + offset)
+    }
+
+    /// Takes a part away: nothing is there then, until [`Memory::put_region`].
+    #[track_caller]
+    pub fn take_away(&self, offset: u64, len: u64) -> Verdict {
+        let start = self.at(offset, len);
+        // SAFETY: The range is within this mapping, whose contents no reference points to.
+        Errno::result(unsafe { libc::munmap(start.cast(), len as usize) })?;
+        Ok(())
+    }
+
+    /// Puts a part of a device region in the place of a part of this mapping.
+    #[track_caller]
+    pub fn put_region(
+        &self,
+        offset: u64,
+        len: u64,
+        device: &Device,
+        region: Region,
+        from: u64,
+    ) -> Verdict {
+        assert!(from + len <= region.size);
+        let start = self.at(offset, len);
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let fd = device.file().as_raw_fd();
+        let placed = Memory::map(start, len, PROT_RW, flags, fd, region.offset + from)?;
+        // It is a part of this mapping, and goes with it.
+        std::mem::forget(placed);
+        Ok(())
+    }
+
     /// Where it begins in this process.
     pub fn vaddr(&self) -> u64 {
         self.start.expose_provenance() as u64

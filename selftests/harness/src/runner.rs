@@ -69,6 +69,9 @@ macro_rules! tests {
 /// Name and meaning of the check behind the last test, which no filter leaves out.
 pub const BALANCE: (&str, &str) = ("pins.balanced", "as many pages are released as were pinned");
 
+/// Bytes of the longest explanation.
+const LONGEST: usize = 16 << 10;
+
 /// Counts of a run.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Totals {
@@ -149,11 +152,16 @@ fn in_child(body: impl FnOnce() -> Verdict, limit: Duration) -> io::Result<Verdi
             let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
             let verdict = catch_unwind(AssertUnwindSafe(body))
                 .unwrap_or_else(|_| Err(Stop::Fail("panicked, see standard error".into())));
-            let text = match verdict {
+            let mut text = match verdict {
                 Ok(()) => "P".to_owned(),
                 Err(Stop::Skip(what)) => format!("S{what}"),
                 Err(Stop::Fail(why)) => format!("F{why}"),
             };
+            // It must fit into the pipe, which nobody reads yet.
+            if text.len() > LONGEST {
+                let end = (0..=LONGEST).rfind(|&at| text.is_char_boundary(at));
+                text.truncate(end.unwrap_or(0));
+            }
             let _ = writer.write_all(text.as_bytes());
             // SAFETY: Buffers and handlers belong to the parent.
             unsafe { libc::_exit(0) }

@@ -9,6 +9,8 @@ use std::path::{
 };
 use std::process;
 
+use nix::unistd::gettid;
+
 use crate::check::{
     missing_or_fail,
     Stop,
@@ -26,37 +28,43 @@ pub struct Piece {
     pub size: u64,
 }
 
-/// Watches what this process has mapped in IOMMUs, until dropped.
+/// One event of the kernel, recorded when a thread of a process causes it, until dropped.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Events {
     instance: PathBuf,
 }
 
-impl Watch {
-    /// Begins to watch.
+impl Events {
+    /// Begins to record what this thread causes, and those it starts from now on, if it passes a
+    /// filter of the kernel's, of which `0` is none.
     #[track_caller]
-    pub fn begin() -> Verdict<Self> {
+    pub fn record(event: &str, filter: &str) -> Verdict<Self> {
         let instances = Path::new("/sys/kernel/tracing/instances");
-        let instance = instances.join(format!("vrs-{}", process::id()));
+        let name = format!("vrs-{}-{}", process::id(), event.replace('/', "-"));
+        let instance = instances.join(name);
         fs::create_dir(&instance).map_err(|e| missing_or_fail(&instance, e))?;
-        let watch = Watch { instance };
-        watch.write("set_event_pid", &process::id().to_string())?;
-        watch.write("events/iommu/map/enable", "1")?;
-        Ok(watch)
+        let events = Events { instance };
+        events.write("options/event-fork", "1")?;
+        events.write("set_event_pid", &gettid().to_string())?;
+        events.write(&format!("events/{event}/filter"), filter)?;
+        events.write(&format!("events/{event}/enable"), "1")?;
+        Ok(events)
     }
 
-    /// What was mapped since the last look.
+    /// The lines recorded since the last look.
     #[track_caller]
-    pub fn mapped(&self) -> Verdict<Vec<Piece>> {
+    pub fn take(&self) -> Verdict<Vec<String>> {
         let path = self.instance.join("trace");
         let text = fs::read_to_string(&path).map_err(|e| missing_or_fail(&path, e))?;
-        let pieces = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| parse(line).ok_or_else(|| Stop::fail(format_args!("{line:?}: no event"))))
-            .collect();
         self.write("trace", "")?;
-        pieces
+        if !complete(&text) {
+            return Err(Stop::fail(format_args!(
+                "{}: events were lost",
+                path.display()
+            )));
+        }
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        Ok(lines.map(str::to_owned).collect())
     }
 
     #[track_caller]
@@ -66,11 +74,43 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for Events {
     fn drop(&mut self) {
         // rmdir takes an instance with all that is in it.
         let _ = fs::remove_dir(&self.instance);
     }
+}
+
+/// Watches what this process has mapped in IOMMUs, until dropped.
+#[derive(Debug)]
+pub struct Watch(Events);
+
+impl Watch {
+    /// Begins to watch.
+    #[track_caller]
+    pub fn begin() -> Verdict<Self> {
+        Events::record("iommu/map", "0").map(Watch)
+    }
+
+    /// What was mapped since the last look.
+    #[track_caller]
+    pub fn mapped(&self) -> Verdict<Vec<Piece>> {
+        let lines = self.0.take()?;
+        let pieces = lines.iter();
+        pieces
+            .map(|line| parse(line).ok_or_else(|| Stop::fail(format_args!("{line:?}: no event"))))
+            .collect()
+    }
+}
+
+/// Whether all that was written to the buffer is still there: `# entries-in-buffer/entries-written:
+/// 3/3   #P:2`.
+fn complete(text: &str) -> bool {
+    let counts = text.lines().find_map(|line| {
+        let rest = line.strip_prefix("# entries-in-buffer/entries-written: ")?;
+        rest.split_whitespace().next()?.split_once('/')
+    });
+    counts.is_some_and(|(there, written)| there == written)
 }
 
 /// Reads a line such as `type1-42 [000] ..... 1.5: map: IOMMU: iova=0x1000 - 0x2000 paddr=0x3000
@@ -100,6 +140,17 @@ mod tests {
             size: 2 << 20,
         };
         assert_eq!(parse(line), Some(piece));
+    }
+
+    #[test]
+    fn headers_of_the_kernel() {
+        let header = |counts| {
+            format!("# tracer: nop\n#\n# entries-in-buffer/entries-written: {counts}   #P:2\n#\n")
+        };
+        assert!(complete(&header("0/0")));
+        assert!(complete(&header("12/12")));
+        assert!(!complete(&header("12/13")));
+        assert!(!complete("# tracer: nop\n"));
     }
 
     #[test]

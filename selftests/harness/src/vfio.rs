@@ -99,6 +99,7 @@ commands! {
     GROUP_GET_DEVICE_FD = 6, "VFIO_GROUP_GET_DEVICE_FD";
     DEVICE_GET_REGION_INFO = 8, "VFIO_DEVICE_GET_REGION_INFO";
     DEVICE_SET_IRQS = 10, "VFIO_DEVICE_SET_IRQS";
+    DEVICE_RESET = 11, "VFIO_DEVICE_RESET";
     GET_INFO = 12, "VFIO_IOMMU_GET_INFO";
     MAP_DMA = 13, "VFIO_IOMMU_MAP_DMA";
     UNMAP_DMA = 14, "VFIO_IOMMU_UNMAP_DMA";
@@ -541,13 +542,29 @@ impl Device {
         unsafe { self.call(command.code(), &mut arg, call) }.map(drop)
     }
 
+    /// DEVICE_RESET
+    pub fn reset(&self) -> Sys {
+        let command = Command::DEVICE_RESET;
+        // SAFETY: The ioctl takes no argument: it neither reads nor writes this.
+        unsafe { self.call(command.code(), &mut (), command.name()) }.map(drop)
+    }
+
     /// Sets bits in the PCI command register.
     pub fn enable(&self, bits: u16) -> Verdict {
+        self.change_command(|word| word | bits)
+    }
+
+    /// Clears bits in the PCI command register.
+    pub fn disable(&self, bits: u16) -> Verdict {
+        self.change_command(|word| word & !bits)
+    }
+
+    fn change_command(&self, change: impl Fn(u16) -> u16) -> Verdict {
         const COMMAND: u64 = 4;
         let config = self.region(vfio::VFIO_PCI_CONFIG_REGION_INDEX)?.offset;
         let mut word = [0; 2];
         self.0.read_exact_at(&mut word, config + COMMAND)?;
-        let word = (u16::from_le_bytes(word) | bits).to_le_bytes();
+        let word = change(u16::from_le_bytes(word)).to_le_bytes();
         self.0.write_all_at(&word, config + COMMAND)?;
         Ok(())
     }
