@@ -86,8 +86,8 @@ def loaded(name):
     return os.path.isdir(f"/sys/module/{name}/holders")
 
 
-def find_device(ident):
-    """The PCI address of a device: ``vendor:device`` or ``class:code``."""
+def find_device(ident, memory=0):
+    """The PCI address of a device: ``vendor:device`` or ``class:code``, with so much memory in BAR 2."""
     kind, _, code = ident.partition(":")
     base = "/sys/bus/pci/devices"
     if not os.path.isdir(base):
@@ -98,8 +98,14 @@ def find_device(ident):
             if attribute("class").startswith(code):
                 return address
         elif (attribute("vendor"), attribute("device")) == (kind, code):
-            return address
-    raise Missing(f"PCI device {ident}")
+            if not memory or bar_size(f"{base}/{address}", 2) == memory:
+                return address
+    raise Missing(f"PCI device {ident}" + (f" with {memory} bytes of memory" if memory else ""))
+
+
+def bar_size(device, number):
+    first, last, _ = (int(word, 0) for word in read(f"{device}/resource").splitlines()[number].split())
+    return last - first + 1 if last else 0
 
 
 def bind(address, driver):
@@ -130,6 +136,22 @@ def settings(wanted):
     finally:
         for path, value in before.items():
             write(path, value)
+
+
+@contextlib.contextmanager
+def subject(load="", absent=()):
+    """A module that takes over for a while what the kernel does itself without it."""
+    for rival in absent:
+        if loaded(rival):
+            raise Trouble(f"{rival} is loaded")
+    if not load:
+        yield
+        return
+    if error := load_module(load):
+        raise Trouble(f"{module_name(load)} does not load: {os.strerror(error)}")
+    yield
+    if error := unload_module(module_name(load)):
+        raise Trouble(f"{module_name(load)} does not unload: {os.strerror(error)}")
 
 
 class Leaks:
@@ -235,7 +257,7 @@ class Runner:
                 self.kunit(phase, test)
             else:
                 served = self.served(driver)
-                with settings(test["settings"]):
+                with settings(test["settings"]), subject(**test.get("subject", {})):
                     end = self.command(phase, test)
                 self.serves(driver, test, served)
         except Missing as missing:
@@ -251,7 +273,7 @@ class Runner:
             for module in need.get("modules", []):
                 require_module(**module)
             if "device" in need:
-                address = find_device(need["device"])
+                address = find_device(need["device"], need.get("memory", 0))
                 self.places[need["name"]] = address
                 if need.get("driver"):
                     bind(address, need["driver"])

@@ -56,6 +56,17 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(self.plan("{bin}/type1", "--device", "{igb}")["command"],
                          ["/bin/type1", "--device", "{igb}"])
 
+    def test_what_a_subject_loads(self):
+        description = selftests.Description()
+        description.subjects["mapper"] = {"rust": "/m/mapper-rs.ko"}
+        test = selftests.Test("t", ["vm"], 1, command=["t"], drivers=["c", "rust"], subject="mapper")
+        places = selftests.Places()
+        with mock.patch.object(places, "file", places.fill):
+            phases = selftests.plan(description, "vm", [test], ["c", "rust"], places)["phases"]
+        c, rust = (phase["tests"][0]["subject"] for phase in phases)
+        self.assertEqual(c, {"load": "", "absent": ["mapper_rs"]})
+        self.assertEqual(rust, {"load": "/m/mapper-rs.ko", "absent": []})
+
     def test_a_place_nobody_knows(self):
         with self.assertRaises(ui.StepFailed) as caught:
             self.plan("{python}", "{vfio}", "{igb}")

@@ -314,6 +314,10 @@ class Arm64(Vm):
 
     python = "/usr/bin/python3"
     cpu = "neoverse-n1"
+    #: Of devices whose BAR 2 is memory. It takes none of the host's where nobody wrote.
+    bars = ("64K", "1G", "4G")
+    #: Of one behind a port, which can reset it.
+    resettable = "4M"
 
     def __init__(self, where, built, append="", kvm=False):
         if kvm:
@@ -327,7 +331,15 @@ class Arm64(Vm):
 
     def board(self):
         return ["-accel", f"tcg,thread={self.thread}", "-cpu", self.cpu,
-                "-machine", "virt,virtualization=on,gic-version=3,iommu=smmuv3", *self.devices]
+                "-machine", "virt,virtualization=on,gic-version=3,iommu=smmuv3", *self.devices,
+                *(word for size in self.bars for word in self.memory_device(size)),
+                "-device", "pcie-root-port,id=reset-port,chassis=1",
+                *self.memory_device(self.resettable, ",bus=reset-port")]
+
+    @staticmethod
+    def memory_device(size, where=""):
+        return ["-object", f"memory-backend-memfd,id=bar-{size},size={size},share=on",
+                "-device", f"ivshmem-plain,memdev=bar-{size}{where}"]
 
     def initramfs(self):
         """Little more than an init that mounts what the machine shares with its host."""
@@ -357,13 +369,13 @@ class Arm64(Vm):
 
 
 class Arm64Host(Arm64):
-    """The same with QEMU in it, and a device whose BAR 2 is memory for a guest."""
+    """The same with QEMU in it, and nothing but devices whose BARs are memory."""
+
+    devices = ()
 
     def __init__(self, where, built, append="", kvm=False):
         super().__init__(where, built, append, kvm)
         self.shares += [Path(unpacked.ensure(unpacked.ARM64_QEMU)).parent]
-
-    devices = ("-object", "memory-backend-memfd,id=bar,size=4G,share=on", "-device", "ivshmem-plain,memdev=bar")
 
 
 class Uml(Machine):

@@ -32,6 +32,7 @@ class Test:
     stage: str = "selftests"
     drivers: list = field(default_factory=list)
     needs: list = field(default_factory=list)
+    subject: str = ""
     env: dict = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
     compare: bool = False
@@ -46,6 +47,7 @@ class Description:
         with path.open("rb") as file:
             data = tomllib.load(file)
         self.machines, self.drivers, self.needs = data["machines"], data["drivers"], data["needs"]
+        self.subjects = data["subjects"]
         for name, described in self.machines.items():
             if like := described.get("like"):
                 self.machines[name] = {**self.machines[like], **described}
@@ -60,7 +62,8 @@ class Description:
         for test in self.tests:
             for kind, used, known in (("machine", test.machines, {*self.machines, *machine.MACHINES}),
                                       ("driver", test.drivers, self.drivers),
-                                      ("need", test.needs, self.needs)):
+                                      ("need", test.needs, self.needs),
+                                      ("subject", filter(None, [test.subject]), self.subjects)):
                 for name in set(used) - set(known):
                     raise ui.StepFailed(f"{path.name}: test {test.name} names an unknown {kind}, {name}")
             if bool(test.command) == bool(test.kunit):
@@ -134,14 +137,19 @@ def plan(description, where, tests, drivers, places, leaks=False):
     """The plan for the runner: a phase without a driver, then one for each."""
 
     def entry(test, driver=None):
-        fill = places.fill
+        fill, about = places.fill, {}
+        if test.subject:
+            files = dict(description.subjects[test.subject])
+            wanted = files.pop(name, None) if driver else None
+            about = {"subject": {"load": places.file(wanted) if wanted else "",
+                                 "absent": [_module_name(file) for file in files.values()]}}
         if driver:
             fill = lambda text: places.fill(
                 text.replace("{module_file}", driver["path"]).replace("{module}", driver["name"]).replace("{driver}", name))
         needs = [{**description.needs[need], "name": need,
                   "modules": places.modules(description.needs[need].get("modules", []))}
                  for need in test.needs]
-        entry = {"name": test.name, "needs": needs, "limit": test.limit, "containers": test.containers,
+        entry = {**about, "name": test.name, "needs": needs, "limit": test.limit, "containers": test.containers,
                  "settings": {fill(path): value for path, value in test.settings.items()},
                  "env": {key: fill(value) for key, value in test.env.items()}}
         if test.kunit:
