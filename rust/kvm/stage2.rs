@@ -248,8 +248,10 @@ impl Fault<'_> {
     pub fn lock(&self) -> Option<Locked<'_>> {
         let lock = self.kvm.lock?;
         // SAFETY: As in `fault_in()`.
-        // INVARIANT: It says whether it has taken the lock.
-        unsafe { lock(self.raw) }.then_some(Locked {
+        let taken = unsafe { lock(self.raw) };
+        // INVARIANT: It says whether it has taken the lock. Without it there must not be a value
+        // at all, not even for a moment: dropping it unlocks.
+        taken.then(|| Locked {
             fault: self,
             _here: PhantomData,
         })
