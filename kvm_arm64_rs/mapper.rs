@@ -62,14 +62,21 @@ impl Mapper {
         let prover = || {
             let budget = stage2::max_leaves().max(1);
             Prover::new(&leaves, &plan, attributes.write, fault.is_mixed(), budget)
-                .map_err(|_| EAGAIN)
+        };
+        // What the VMM took all access from (`PROT_NONE`) is in its page table still, and KVM finds
+        // it there. The guest must not get farther than the VMM, nor try for ever.
+        let stale = |_| match mm::fault_in(place.hva, attributes.write) {
+            Ok(()) => EAGAIN,
+            Err(_) => EFAULT,
         };
         let mut touch = Touch(attributes.write);
-        let filled = prover()?.populate(&plan, stage2::prefault(), &mut touch);
+        let filled = prover()
+            .map_err(stale)?
+            .populate(&plan, stage2::prefault(), &mut touch);
         self.counts.filled(filled);
 
         let locked = fault.lock().ok_or(EAGAIN)?;
-        let (block, bound) = prover()?.largest(&plan);
+        let (block, bound) = prover().map_err(|_| EAGAIN)?.largest(&plan);
         locked.map(block, attributes)?;
         page.mapped(&locked, block.size(), attributes.write);
         drop(locked);
