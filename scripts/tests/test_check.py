@@ -5,7 +5,7 @@ import argparse
 import unittest
 from unittest import mock
 
-from vkr import check, selftests, ui
+from vkr import check, ktap, machine, selftests, ui
 
 
 def chosen(*words, tell=False):
@@ -71,6 +71,67 @@ class PlanTest(unittest.TestCase):
         with self.assertRaises(ui.StepFailed) as caught:
             self.plan("{python}", "{vfio}", "{igb}")
         self.assertIn("python, vfio", caught.exception.render())
+
+
+class DriversTest(unittest.TestCase):
+    """Drivers of KVM stand above modules, and none of type1 is in their way."""
+
+    def plan(self, of):
+        description = selftests.Description()
+        names = [name for name in description.drivers_as(["c", "rust"]) if description.drivers[name]["of"] == of]
+        test = selftests.Test("t", ["host"], 1, command=["true"], drivers=names)
+        places = selftests.Places(kernel="/k", modules="/m", kvm="kvm-amd")
+        with mock.patch.object(places, "file", places.fill):
+            phases = selftests.plan(description, "host", [test], names, places)["phases"]
+        return {phase["name"]: phase["driver"] for phase in phases}
+
+    def test_below_and_rivals(self):
+        kvm = self.plan("kvm")
+        self.assertEqual(kvm["kvm-c"]["path"], "/k/arch/x86/kvm/kvm-amd.ko")
+        self.assertEqual(kvm["kvm-c"]["below"], ["/k/arch/x86/kvm/kvm.ko"])
+        self.assertEqual(kvm["kvm-c"]["rivals"], ["kvm_x86_rs"])
+        self.assertEqual(kvm["kvm-rust"]["path"], "/m/kvm_x86_rs.ko")
+        self.assertEqual(kvm["kvm-rust"]["below"][-1], "/k/arch/x86/kvm/kvm-amd.ko")
+        self.assertEqual(kvm["kvm-rust"]["rivals"], [])
+
+    def test_type1(self):
+        type1 = self.plan("type1")
+        self.assertEqual(list(type1), ["c", "rust"])
+        self.assertEqual(type1["c"]["rivals"], ["vfio_type1_rs"])
+
+    def test_as(self):
+        description = selftests.Description()
+        self.assertLessEqual({"rust", "kvm-rust"}, set(description.drivers_as(["rust"])))
+        self.assertNotIn("kvm-c", description.drivers_as(["rust"]))
+
+
+class EachTest(unittest.TestCase):
+    def test_a_test_of_each_program(self):
+        described = {"name": "upstream-{each}", "command": ["{upstream_kvm}/{each}", "-v"],
+                     "each": ["x86/set_sregs_test", "rseq_test"]}
+        self.assertEqual([(test["name"], test["command"]) for test in selftests._each(described)],
+                         [("upstream-set-sregs", ["{upstream_kvm}/x86/set_sregs_test", "-v"]),
+                          ("upstream-rseq", ["{upstream_kvm}/rseq_test", "-v"])])
+
+    def test_programs_to_build(self):
+        self.assertIn("x86/set_sregs_test", selftests.Description().upstream("kvm"))
+
+
+class QuietTest(unittest.TestCase):
+    def judge(self, text="", quiet=True, **end):
+        outcome = machine.Outcome("kvm-c", "t", text=text, end={"status": 0, "seconds": 1, **end})
+        return [(leaf.name, leaf.status) for leaf in selftests.judge(outcome, machine.Run(), quiet)]
+
+    def test_exit_status_is_enough(self):
+        self.assertEqual(self.judge("Random seed: 0x1\n"), [("exit", ktap.PASS)])
+
+    def test_but_only_for_those_who_may(self):
+        self.assertEqual(self.judge("Random seed: 0x1\n", quiet=False), [("results", ktap.FAIL)])
+
+    def test_failures_stay_failures(self):
+        self.assertEqual(self.judge(status=254), [("exit", ktap.FAIL)])
+        self.assertEqual(self.judge("1..1\nnot ok 1 a\n"), [("a", ktap.FAIL)])
+        self.assertEqual(self.judge(status=4), [("all", ktap.SKIP)])
 
 
 if __name__ == "__main__":

@@ -209,6 +209,13 @@ def _upstream(name="x86_64"):
 
 
 @functools.cache
+def _upstream_kvm(name="x86_64"):
+    built = _kernel(name)
+    return selftests.build_upstream(built.source_dir, built.build_dir, kernel.RECIPES[name].arch, target="kvm",
+                                    programs=selftests.Description().upstream("kvm"))
+
+
+@functools.cache
 def _programs(arch="x86_64"):
     userland, variables = sysroot.ensure(arch), _cargo_env()
     folder = Path(variables["CARGO_TARGET_DIR"])
@@ -357,12 +364,12 @@ def _hwdbm(stage, args):
 
 def _kvm(stage, args):
     """KVM's interrupts on a processor with SVM, which injects them."""
-    _run(stage, "host", ("kvm",), args, _kvm_drivers(args))
+    _run(stage, "host", ("kvm",), args, _kvm_drivers(args), upstream_kvm=_upstream_kvm())
 
 
 def _vmx(stage, args):
     """KVM's interrupts on a processor with VMX, which posts them."""
-    _run(stage, "bochs", ("kvm",), args, _kvm_drivers(args))
+    _run(stage, "bochs", ("kvm",), args, _kvm_drivers(args), upstream_kvm=_upstream_kvm())
 
 
 def _kvm_drivers(args):

@@ -82,8 +82,10 @@ class Machine:
 
     #: Of the host, at most, in GiB.
     memory = 0
-    #: All time limits are this many times as long.
+    #: All time limits are this many times as long,
     patience = 1
+    #: but for those it watches itself, if its clock is no faster than its processor.
+    steady = False
 
     #: The machine's own.
     python = os.path.realpath(sys.executable)
@@ -112,9 +114,10 @@ class Machine:
         transcript = self.where / "transcript.jsonl"
         transcript.write_bytes(b"")
         plan_file = self.where / "plan.json"
+        patience = 1 if self.steady else self.patience
         # Programs with limits of their own learn from the environment.
-        phases = [{**phase, "tests": [{**test, "limit": test["limit"] * self.patience,
-                                       "env": {"TEST_PATIENCE": str(self.patience), **test["env"]}}
+        phases = [{**phase, "tests": [{**test, "limit": test["limit"] * patience,
+                                       "env": {"TEST_PATIENCE": str(patience), **test["env"]}}
                                       for test in phase["tests"]]} for phase in plan["phases"]]
         plan_file.write_text(json.dumps(
             {**plan, "phases": phases, "transcript": self.transcript_name,
@@ -411,9 +414,11 @@ class Bochs(Machine):
     speed = 100_000_000
     # Neither its HPET nor its timer interrupt pass the checks of Linux. Its time stamp counter counts
     # instructions, whatever CPUID says of its frequency.
-    parameters = f"console=ttyS0,115200 panic=-1 hpet=disable no_timer_check tsc=reliable tsc_early_khz={speed // 1000} nokaslr"
+    parameters = ("console=ttyS0,115200 panic=-1 hpet=disable no_timer_check tsc=reliable "
+                  f"tsc_early_khz={speed // 1000} idle=halt nokaslr")
     # On a busy host its seconds are longer than ours.
-    patience = 4
+    patience = 8
+    steady = True
 
     def __init__(self, where, built, append="", kvm=False, init=None):
         if kvm:

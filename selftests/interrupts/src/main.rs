@@ -45,7 +45,7 @@ struct Settings {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
 
-    /// Append how long each interrupt took to this file, one JSON object for each test.
+    /// Append how many interrupts took how long to this file, one JSON object for each test.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
