@@ -94,27 +94,41 @@ pub fn load<W: Word>(
     // NV is written by `load` and `put` only, which no two CPUs do to one vCPU at a time: it is the
     // record of what `put` did. Whether devices are there now says nothing about that.
     let waited = descriptor.control().nv() == WAKEUP;
-
-    if !waited && !moved {
-        if !descriptor.clear_sn() {
-            // Nothing was suppressed, so ON is what it should be.
-            return;
-        }
-    } else {
-        if waited {
-            // Until NV is changed below the old CPU may still be notified. It finds the list without
-            // this vCPU, which does not mind: it is awake.
-            list.delist();
-        }
-        let here = here();
-        descriptor.update(|control| control.with_nv(RUNNING).with_ndst(here).without_sn());
+    if waited || moved {
+        move_here(descriptor, waited, here, list);
+    } else if descriptor.clear_sn() {
+        find_suppressed(descriptor);
     }
+    // If SN was clear, nothing was suppressed, and ON is what it should be.
+}
 
-    // Requests that came with SN set have not set ON, without which nobody looks for them. Whoever
-    // posts sets the request first and looks at SN then (a device does both in one transaction of
-    // the cache line: VT-d, "Interrupt-Posting Hardware Operation"). Here SN was cleared first, and
-    // that was a full barrier. So either they have seen SN clear and do the rest, or their
-    // request is seen here.
+// Not inlined, so that the short way needs no stack.
+#[inline(never)]
+fn move_here<W: Word>(
+    descriptor: &Descriptor<W>,
+    waited: bool,
+    here: impl FnOnce() -> Ndst,
+    list: &impl Wakeup,
+) {
+    if waited {
+        // Until NV is changed below the old CPU may still be notified. It finds the list without
+        // this vCPU, which does not mind: it is awake.
+        list.delist();
+    }
+    let here = here();
+    descriptor.update(|control| control.with_nv(RUNNING).with_ndst(here).without_sn());
+    find_suppressed(descriptor);
+}
+
+/// Sets ON for requests that came with SN set, which have not, and without which nobody looks for
+/// them.
+///
+/// Whoever posts sets the request first and looks at SN then (a device does both in one transaction
+/// of the cache line: VT-d, "Interrupt-Posting Hardware Operation"). SN was cleared before this, and
+/// that was a full barrier. So either they have seen SN clear and do the rest, or their request is
+/// seen here.
+#[inline]
+fn find_suppressed<W: Word>(descriptor: &Descriptor<W>) {
     if descriptor.any_requested() {
         descriptor.set_on();
     }
