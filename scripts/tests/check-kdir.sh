@@ -23,10 +23,12 @@ chmod +x "$tmp/rustc"
 rustc=$tmp/rustc
 
 source_in() {
-	mkdir -p "$1/drivers/vfio" "$1/include/linux" "$1/arch/arm64/include/asm"
+	mkdir -p "$1/drivers/vfio" "$1/include/linux" "$1/arch/arm64/include/asm" \
+		"$1/arch/x86/include/asm"
 	: >"$1/drivers/vfio/vfio.h"
 	echo '	void (*record)(struct iommu_dirty_bitmap *dirty);' >"$1/include/linux/iommu.h"
 	: >"$1/arch/arm64/include/asm/kvm_s2_device.h"
+	: >"$1/arch/x86/include/asm/kvm_pi_provider.h"
 }
 
 good_kdir() {
@@ -147,5 +149,9 @@ refuses "not_patched" "lacks the patches"
 source_in "$tmp/source"
 rm "$tmp/source/arch/arm64/include/asm/kvm_s2_device.h"
 refuses "half_patched" "lacks the patches"
+
+source_in "$tmp/source"
+rm "$tmp/source/arch/x86/include/asm/kvm_pi_provider.h"
+refuses "patched_for_arm64" "lacks the patches"
 
 [ "$failed" -eq 0 ]
