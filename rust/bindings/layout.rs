@@ -34,6 +34,7 @@ same! {
     VRS_SIZE_RESV_REGION == size_of::<bindings::iommu_resv_region>(),
     VRS_SIZE_FOLLOW_PFNMAP_ARGS == size_of::<bindings::follow_pfnmap_args>(),
     VRS_SIZE_MUTEX == size_of::<bindings::mutex>(),
+    VRS_SIZE_RAW_SPINLOCK == size_of::<bindings::raw_spinlock_t>(),
     VRS_SIZE_RWSEM == size_of::<bindings::rw_semaphore>(),
     VRS_SIZE_DRIVER_OPS == size_of::<vfio_iommu_driver_ops>(),
 }

@@ -20,5 +20,6 @@ static const unsigned long VRS_SIZE_IOTLB_GATHER = sizeof(struct iommu_iotlb_gat
 static const unsigned long VRS_SIZE_RESV_REGION = sizeof(struct iommu_resv_region);
 static const unsigned long VRS_SIZE_FOLLOW_PFNMAP_ARGS = sizeof(struct follow_pfnmap_args);
 static const unsigned long VRS_SIZE_MUTEX = sizeof(struct mutex);
+static const unsigned long VRS_SIZE_RAW_SPINLOCK = sizeof(raw_spinlock_t);
 static const unsigned long VRS_SIZE_RWSEM = sizeof(struct rw_semaphore);
 static const unsigned long VRS_SIZE_DRIVER_OPS = sizeof(struct vfio_iommu_driver_ops);

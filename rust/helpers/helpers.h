@@ -6,15 +6,30 @@
 #ifndef VRS_HELPERS_H
 #define VRS_HELPERS_H
 
+#include <linux/spinlock_types.h>
 #include <linux/types.h>
 
 struct iommu_domain;
 struct iommu_iotlb_gather;
 struct list_head;
+struct lock_class_key;
 struct mm_struct;
 struct page;
 struct task_struct;
 struct vfio_device;
+
+/* sync.c */
+void vrs_raw_spin_lock_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key);
+void vrs_raw_spin_lock(raw_spinlock_t *lock);
+void vrs_raw_spin_lock_nested(raw_spinlock_t *lock, int subclass);
+void vrs_raw_spin_unlock(raw_spinlock_t *lock);
+unsigned long vrs_raw_spin_lock_irqsave(raw_spinlock_t *lock);
+void vrs_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags);
+void vrs_raw_spin_also_acquired(raw_spinlock_t *lock, int subclass);
+void vrs_raw_spin_also_released(raw_spinlock_t *lock);
+void __percpu *vrs_alloc_percpu(size_t size, size_t align);
+void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu);
+bool vrs_cpu_possible(unsigned int cpu);
 
 /* mm.c */
 int vrs_mmap_write_lock_killable(struct mm_struct *mm);

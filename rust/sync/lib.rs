@@ -6,10 +6,20 @@
 //!
 //! # Unsafe code
 //!
-//! Wraps the C lock functions.
+//! Wraps the C lock functions and per-CPU memory.
 
+mod percpu;
+mod raw_spinlock;
 mod rwsem;
 
+pub use percpu::{
+    PerCpu,
+    PossibleCpu, //
+};
+pub use raw_spinlock::{
+    RawSpinGuard,
+    RawSpinLock, //
+};
 pub use rwsem::{
     RwSem,
     RwSemReadGuard,
@@ -24,6 +34,18 @@ pub use kernel::static_lock_class;
 macro_rules! new_rwsem {
     ($inner:expr, $name:literal) => {
         $crate::RwSem::new(
+            $inner,
+            ::kernel::c_str!($name),
+            $crate::static_lock_class!(),
+        )
+    };
+}
+
+/// Creates a [`RawSpinLock`] initialiser with a lock class of its own and the given name.
+#[macro_export]
+macro_rules! new_raw_spinlock {
+    ($inner:expr, $name:literal) => {
+        $crate::RawSpinLock::new(
             $inner,
             ::kernel::c_str!($name),
             $crate::static_lock_class!(),

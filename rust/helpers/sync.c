@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/cpumask.h>
+#include <linux/percpu.h>
+#include <linux/spinlock.h>
+
+#include "helpers.h"
+
+void vrs_raw_spin_lock_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key)
+{
+#ifdef CONFIG_DEBUG_SPINLOCK
+	__raw_spin_lock_init(lock, name, key, LD_WAIT_SPIN);
+#else
+	*lock = __RAW_SPIN_LOCK_UNLOCKED(*lock);
+#endif
+}
+
+void vrs_raw_spin_lock(raw_spinlock_t *lock)
+{
+	raw_spin_lock(lock);
+}
+
+void vrs_raw_spin_lock_nested(raw_spinlock_t *lock, int subclass)
+{
+	raw_spin_lock_nested(lock, subclass);
+}
+
+void vrs_raw_spin_unlock(raw_spinlock_t *lock)
+{
+	raw_spin_unlock(lock);
+}
+
+unsigned long vrs_raw_spin_lock_irqsave(raw_spinlock_t *lock)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void vrs_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags)
+{
+	raw_spin_unlock_irqrestore(lock, flags);
+}
+
+void vrs_raw_spin_also_acquired(raw_spinlock_t *lock, int subclass)
+{
+	spin_acquire(&lock->dep_map, subclass, 0, _RET_IP_);
+}
+
+void vrs_raw_spin_also_released(raw_spinlock_t *lock)
+{
+	spin_release(&lock->dep_map, _RET_IP_);
+}
+
+void __percpu *vrs_alloc_percpu(size_t size, size_t align)
+{
+	return __alloc_percpu(size, align);
+}
+
+void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu)
+{
+	return per_cpu_ptr(ptr, cpu);
+}
+
+bool vrs_cpu_possible(unsigned int cpu)
+{
+	return cpu_possible(cpu);
+}
