@@ -2,11 +2,14 @@
 
 //! What KVM lets a module take over.
 //!
+//! - [`posted_intr`] (x86): how interrupts that devices post get to vCPUs that wait.
 //! - [`stage2`] (arm64): how device memory gets into a guest's stage 2.
 //!
 //! # Unsafe code
 //!
 //! Wraps the tables of functions that `patches/` adds to KVM.
 
+#[cfg(CONFIG_X86)]
+pub mod posted_intr;
 #[cfg(CONFIG_ARM64)]
 pub mod stage2;
