@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0
+"""kvm_x86_rs comes and goes with no VM there, and loses no interrupt of kernel threads.
+
+usage: provider.py life MODULE-FILE VENDOR-MODULE-FILE
+       provider.py threads MODULE-FILE THREADS-MODULE-FILE POSTS
+
+KVM's modules are loaded. kvm_x86_rs is not, and is not when this is done.
+`threads` loads selftests/kmod/vmx, which runs its tests then.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import sys
+import threading
+
+# Python was told not to look beside this file.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from kernel import load_module, read, unload_module  # noqa: E402
+
+KVM_CREATE_VM = 0xAE01
+KVM_CREATE_VCPU = 0xAE41
+
+MODULE = "kvm_x86_rs"
+REPORT = f"/sys/kernel/debug/{MODULE}/posted_intr"
+ROUNDS = 200
+
+
+class Results:
+    def __init__(self):
+        self.count = 0
+        self.failed = False
+        print("KTAP version 1")
+
+    def expect(self, what, got, wanted):
+        self.count += 1
+        good = got == wanted
+        if not good:
+            self.failed = True
+            print(f"# got {got}, wanted {wanted}")
+        print(f"{'ok' if good else 'not ok'} {self.count} {what}", flush=True)
+
+
+@contextlib.contextmanager
+def vm():
+    """A VM with one vCPU, as a file descriptor."""
+    fds = [os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)]
+    try:
+        fds.append(fcntl.ioctl(fds[0], KVM_CREATE_VM, 0))
+        fds.append(fcntl.ioctl(fds[1], KVM_CREATE_VCPU, 0))
+        yield fds[1]
+    finally:
+        for fd in reversed(fds):
+            os.close(fd)
+
+
+def users():
+    return int(read(f"/sys/module/{MODULE}/refcnt"))
+
+
+def storm(module):
+    """VMs come and go in one thread, the module in another; what came of loading, and of VMs."""
+    loads, created, stop = [], [], threading.Event()
+
+    def vms():
+        while not stop.is_set():
+            try:
+                with vm():
+                    created.append(0)
+            except OSError as error:
+                created.append(error.errno)
+
+    thread = threading.Thread(target=vms)
+    thread.start()
+    try:
+        for _ in range(ROUNDS):
+            loads.append(load_module(module))
+            if not loads[-1]:
+                # A VM holds it for a moment only.
+                while unload_module(MODULE):
+                    pass
+    finally:
+        stop.set()
+        thread.join()
+    return loads, created
+
+
+def life(module, vendor):
+    results = Results()
+
+    results.expect("it loads where there is no VMX", load_module(module), 0)
+    cpus = os.sysconf("SC_NPROCESSORS_CONF")
+    report = read(REPORT).splitlines()
+    results.expect("it reports on each CPU", [line.split()[:2] for line in report[:cpus]],
+                   [["cpu", str(cpu)] for cpu in range(cpus)])
+    results.expect("a second one is refused", load_module(module), errno.EEXIST)
+    results.expect("nobody holds it", users(), 0)
+    with vm():
+        results.expect("a VM holds it", users(), 1)
+        with vm():
+            results.expect("each VM does", users(), 2)
+        results.expect("it refuses to unload while there is one", unload_module(MODULE), errno.EWOULDBLOCK)
+    results.expect("without VMs nobody holds it", users(), 0)
+
+    name = os.path.basename(vendor).removesuffix(".ko").replace("-", "_")
+    results.expect("KVM's vendor module goes before it", unload_module(name), 0)
+    results.expect("... and comes after it", load_module(vendor), 0)
+    with vm():
+        results.expect("a VM holds it then, too", users(), 1)
+    results.expect("it unloads", unload_module(MODULE), 0)
+
+    with vm():
+        results.expect("it is refused while there is a VM", load_module(module), errno.EBUSY)
+        results.expect("... and leaves nothing behind", os.path.exists(f"/sys/module/{MODULE}"), False)
+    results.expect("it loads again afterwards", load_module(module), 0)
+    results.expect("it unloads again", unload_module(MODULE), 0)
+
+    loads, created = storm(module)
+    results.expect("in a storm of VMs it loads, or is refused for one", sorted({*loads, 0, errno.EBUSY}),
+                   [0, errno.EBUSY])
+    results.expect("... and no VM fails for it", {*created}, {0})
+    print(f"# loaded {loads.count(0)} of {ROUNDS} times while {len(created)} VMs came and went")
+    print(f"1..{results.count}")
+    return results.failed
+
+
+def counts():
+    """The report's lines of CPUs, by name, added up."""
+    total = {}
+    for line in read(REPORT).splitlines():
+        if line.startswith("cpu "):
+            words = line.split()[2:]
+            for name, number in zip(words[::2], words[1::2]):
+                total[name] = total.get(name, 0) + int(number)
+    return total
+
+
+def threads(module, tests, posts):
+    results = Results()
+    results.expect("it loads", load_module(module), 0)
+    # Not the real one, which there is no processor for.
+    results.expect("the threads come to an end", load_module(tests, f"posts={posts}"), 0)
+    outcome = read("/sys/kernel/debug/kunit/posted_intr_threads/results")
+    print("".join(f"# {line}\n" for line in outcome.splitlines()), end="")
+    for verdict, name in re.findall(r"^ +(ok|not ok) \d+ (\w+)(?! #)", outcome, re.MULTILINE):
+        results.expect(f"threads.{name}", verdict, "ok")
+    total = counts()
+    print(f"# {total}")
+    results.expect("all three tests have run", results.count, 5)
+    results.expect("no list has anybody left", total["waiting"], 0)
+    results.expect("most that waited were woken by their interrupts",
+                   total["woken"] > total["waited"] // 2 > int(posts) // 2, True)
+    results.expect("the threads are unloaded", unload_module("kvm_intel"), 0)
+    results.expect("it unloads", unload_module(MODULE), 0)
+    print(f"1..{results.count}")
+    return results.failed
+
+
+if __name__ == "__main__":
+    sys.exit({"life": life, "threads": threads}[sys.argv[1]](*sys.argv[2:]))
