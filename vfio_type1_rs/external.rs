@@ -214,7 +214,7 @@ impl Mapping {
     fn pin_page(&self, state: &State, iova: u64) -> Result<PinnedRun, Cause> {
         let mm = state.locked.owner().user_mm().ok_or(ENODEV)?;
         let vaddr = self.user_address(state, iova);
-        let mut pinner = Pinner::new(self.access().write, false)?;
+        let mut pinner = Pinner::new(self.access().write, 1)?;
         let filled = pinner
             .fill(&mm, vaddr as usize, 1)
             .map_err(|error| Cause::Pin {

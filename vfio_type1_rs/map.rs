@@ -173,13 +173,15 @@ struct Runs {
 impl Runs {
     fn new(mapping: &Mapping, state: &State) -> Result<Self, Cause> {
         let single = vfio::disable_hugepages();
+        let pages = mapping.pages();
+        let batch = if single { 1 } else { pages };
         Ok(Self {
             mm: state.locked.owner().user_mm().ok_or(ENODEV)?,
-            pinner: Pinner::new(mapping.access().write, !single)?,
+            pinner: Pinner::new(mapping.access().write, batch)?,
             spare: None,
             vaddr: state.vaddr,
             iova: mapping.iova().first(),
-            left: mapping.pages(),
+            left: pages,
             done: 0,
             single,
         })

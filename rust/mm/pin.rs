@@ -163,14 +163,15 @@ impl Pinner {
     /// Pages that one call of GUP gets at most: what fits a page of pointers.
     pub const BATCH: usize = PAGE_SIZE / size_of::<*mut bindings::page>();
 
-    /// A pinner for memory that the device reads, or also writes.
+    /// A pinner for memory that the device reads, or also writes, and that has no more than `most`
+    /// pages.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if not even room for one pointer can be had. With less memory than for a whole
     /// batch it goes page by page.
-    pub fn new(write: bool, batch: bool) -> Result<Self> {
-        let mut capacity = if batch { Self::BATCH } else { 1 };
+    pub fn new(write: bool, most: u64) -> Result<Self> {
+        let mut capacity = most.clamp(1, Self::BATCH as u64) as usize;
         let pages = match KVec::with_capacity(capacity, GFP_KERNEL | __GFP_NOWARN) {
             Ok(pages) => pages,
             Err(_) => {
