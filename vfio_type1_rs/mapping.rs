@@ -9,7 +9,8 @@ use crate::{
 };
 use iommu::{
     Access,
-    Mapped, //
+    Mapped,
+    Unmapper, //
 };
 use iova_space::IovaRange;
 use kernel::{
@@ -111,11 +112,20 @@ impl Mapping {
     /// Removes the translation and unpins what it pinned; pages that drivers pin stay, and stay
     /// charged.
     pub(crate) fn unmap(&self, state: &mut State, topology: &Topology) {
+        topology
+            .iommu
+            .unmap(self.pages(), |unmapper| self.untranslate(state, unmapper));
+        state.uncharge();
+    }
+
+    /// Removes the translation. What it pinned is unpinned some time before the unmapper is gone,
+    /// and to be uncharged after that.
+    pub(crate) fn untranslate(&self, state: &mut State, unmapper: &mut Unmapper<'_, '_>) {
         let Some(mapped) = state.mapped.take() else {
             return;
         };
         let pinned = mapped.pinned();
-        let unmapped = topology.iommu.unmap(mapped);
+        let unmapped = unmapper.unmap(mapped);
         if unmapped.stuck != 0 || unmapped.pages != pinned {
             pr_err!(
                 "mapping {}: {} of {} pages unpinned, the IOMMU keeps {} bytes\n",
@@ -125,14 +135,17 @@ impl Mapping {
                 unmapped.stuck
             );
         }
-        let kept = state.pinned_for_drivers();
-        state
-            .locked
-            .uncharge(state.locked.pages().saturating_sub(kept));
     }
 }
 
 impl State {
+    /// Gives back the charge for all pages that drivers do not pin.
+    pub(crate) fn uncharge(&mut self) {
+        let kept = self.pinned_for_drivers();
+        self.locked
+            .uncharge(self.locked.pages().saturating_sub(kept));
+    }
+
     /// Pages that drivers pin and that count as locked.
     pub(crate) fn pinned_for_drivers(&self) -> u64 {
         let counted = self.pins.values().filter(|pin| !pin.page.is_reserved());

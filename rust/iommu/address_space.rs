@@ -10,6 +10,7 @@ use crate::{
 };
 use iova_space::IovaRange;
 use kernel::{
+    alloc::kvec::PushError,
     page::PAGE_SIZE,
     prelude::*,
     sync::atomic::{
@@ -25,7 +26,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// All I/O page tables of one user, each with the same translations.
 ///
 /// The page tables are the record of what is pinned: [`AddressSpace::map_next`] stores a run's pins
-/// there and [`AddressSpace::unmap`] finds them again, so no list of pages is kept besides. What is
+/// there and [`Unmapper::unmap`] finds them again, so no list of pages is kept besides. What is
 /// mapped is known by [`Mapped`] tokens, each for a range that no other token covers.
 ///
 /// Mapping and unmapping of different tokens may run concurrently; adding and removing domains
@@ -83,10 +84,10 @@ impl Mapped {
     }
 }
 
-/// What [`AddressSpace::unmap`] did.
+/// What [`Unmapper::unmap`] did.
 #[derive(Clone, Copy, Default)]
 pub struct Unmapped {
-    /// Pages unpinned.
+    /// Pages that are unpinned, once the IOTLB is flushed.
     pub pages: u64,
     /// Bytes the IOMMU driver would not unmap; their pages stay pinned.
     pub stuck: u64,
@@ -296,59 +297,20 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Unmaps a token from all domains, and unpins its pages once no device can reach them.
+    /// Unmaps the tokens that `work` hands out, of `pages` pages altogether, and unpins their pages
+    /// once no device can reach them: at the latest before this returns.
     ///
     /// # Context
     ///
     /// May sleep.
-    pub fn unmap(&self, mapped: Mapped) -> Unmapped {
-        let mut total = Unmapped::default();
-        let Some((first, others)) = self.domains.split_first() else {
-            return total;
+    pub fn unmap<R>(&self, pages: u64, work: impl FnOnce(&mut Unmapper<'_, '_>) -> R) -> R {
+        let Some(first) = self.domains.first() else {
+            // Without a domain no token has anything mapped.
+            return work(&mut Unmapper::new(self, None, 0));
         };
-        if self.check(&mapped).is_err() || mapped.size == 0 {
-            return total;
-        }
-
-        let mut batch = Batch::new(&mapped);
-        for domain in others {
-            if !domain.unmap(mapped.first, mapped.size) {
-                // A device may still reach any of it: none of the pins is given back.
-                batch.pins = Pins::None;
-                total.stuck = mapped.size;
-            }
-            mm::cond_resched();
-        }
-
         Gather::scope(first, |gather| {
-            for run in Runs::new(first, &mapped) {
-                let mut done = 0;
-                while done < run.size {
-                    let (iova, left) = (run.iova + done, run.size - done);
-                    let mut size = gather.unmap(iova, left);
-                    if size == 0 {
-                        // Once more, with nothing else under way.
-                        gather.sync();
-                        total.pages += batch.unpin();
-                        size = gather.unmap(iova, left);
-                    }
-                    if size == 0 {
-                        total.stuck = mapped.size.min(total.stuck + left);
-                        break;
-                    }
-                    let size = size.min(left);
-                    batch.push(run.phys + done, size);
-                    done += size;
-                    if batch.is_full() {
-                        gather.sync();
-                        total.pages += batch.unpin();
-                    }
-                }
-            }
-            gather.sync();
-            total.pages += batch.unpin();
-        });
-        total
+            work(&mut Unmapper::new(self, Some(gather), pages))
+        })
     }
 
     pub(crate) fn check(&self, mapped: &Mapped) -> Result {
@@ -416,18 +378,18 @@ impl Iterator for Runs<'_> {
     }
 }
 
-/// Frames that were unmapped and wait for the IOTLB to be flushed.
+/// Unmaps tokens; see [`AddressSpace::unmap`].
 ///
 /// # Invariants
 ///
-/// The frames in `runs` have their pins, which are this object's to give back, except those that
-/// are reserved.
-struct Batch {
-    runs: KVec<(u64, u64)>,
-    last: Option<(u64, u64)>,
-    capacity: usize,
-    pins: Pins,
-    dirty: bool,
+/// - `gather` is of the first domain of `space`.
+/// - No domain but the first translates to a frame in `waiting` or `last`, nor does the first once
+///   `gather` was flushed. These pins are given back after that only.
+pub struct Unmapper<'a, 'b> {
+    space: &'a AddressSpace,
+    gather: Option<&'a mut Gather<'b>>,
+    waiting: KVec<PinnedRun>,
+    last: Option<PinnedRun>,
 }
 
 /// Which frames of a token are pinned.
@@ -438,70 +400,136 @@ enum Pins {
     None,
 }
 
-impl Batch {
+impl Pins {
+    fn of(mapped: &Mapped) -> Self {
+        match mapped.pinned {
+            0 => Self::None,
+            pinned if pinned == mapped.size / PAGE => Self::All,
+            _ => Self::Some,
+        }
+    }
+}
+
+impl<'a, 'b> Unmapper<'a, 'b> {
     /// Runs kept back per flush, as flushing may mean a round trip to the IOMMU.
-    const LEN: usize = 512;
+    const MOST: u64 = 512;
 
-    fn new(mapped: &Mapped) -> Self {
-        let pages = mapped.size / PAGE;
-        let capacity = Self::LEN.min(pages.try_into().unwrap_or(Self::LEN));
-        let pins = if mapped.pinned == 0 {
-            Pins::None
-        } else if mapped.pinned == pages {
-            Pins::All
-        } else {
-            Pins::Some
-        };
+    fn new(space: &'a AddressSpace, gather: Option<&'a mut Gather<'b>>, pages: u64) -> Self {
+        // One has its place in `last`.
+        let room = pages.clamp(1, Self::MOST) as usize - 1;
         // Without memory every run is flushed by itself: unmapping cannot fail.
-        let runs = KVec::with_capacity(capacity, GFP_KERNEL | __GFP_NOWARN).unwrap_or_default();
+        let waiting = KVec::with_capacity(room, GFP_KERNEL | __GFP_NOWARN).unwrap_or_default();
+        // INVARIANT: Nothing waits.
         Self {
-            capacity: runs.capacity(),
-            runs,
+            space,
+            gather,
+            waiting,
             last: None,
-            pins,
-            dirty: mapped.access.write,
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.last.is_some()
-    }
-
-    /// Appends frames that were just unmapped, unless it is full.
-    fn push(&mut self, phys: u64, size: u64) {
-        let run = (phys / PAGE, size / PAGE);
-        if self.runs.len() >= self.capacity || self.runs.push(run, GFP_NOWAIT).is_err() {
-            self.last = Some(run);
+    /// Unmaps a token from all domains.
+    pub fn unmap(&mut self, mapped: Mapped) -> Unmapped {
+        let mut total = Unmapped::default();
+        if self.space.check(&mapped).is_err() || mapped.size == 0 {
+            return total;
         }
-    }
+        let Some((first, others)) = self.space.domains.split_first() else {
+            return total;
+        };
 
-    /// Unpins all; the number of pages that were pinned.
-    fn unpin(&mut self) -> u64 {
-        let mut pages = 0;
-        for &(first, count) in Iterator::chain(self.runs.iter(), &self.last) {
-            match self.pins {
-                Pins::All => {
-                    pages += count;
-                    // SAFETY: By the type invariant each frame has its pin, and no device reaches
-                    // it any more.
-                    drop(unsafe { PinnedRun::from_frames(first, count, false, self.dirty) });
-                }
-                Pins::Some => {
-                    for frame in first..first + count {
-                        let reserved = mm::frame_is_reserved(frame);
-                        pages += u64::from(!reserved);
-                        // SAFETY: As above, reserved frames excepted.
-                        drop(unsafe { PinnedRun::from_frames(frame, 1, reserved, self.dirty) });
-                    }
-                }
-                Pins::None => {}
+        let mut pins = Pins::of(&mapped);
+        for domain in others {
+            if !domain.unmap(mapped.first, mapped.size) {
+                // A device may still reach any of it: none of the pins is given back.
+                pins = Pins::None;
+                total.stuck = mapped.size;
             }
-        }
-        self.runs.clear();
-        self.last = None;
-        if pages != 0 {
             mm::cond_resched();
         }
-        pages
+
+        for run in Runs::new(first, &mapped) {
+            let mut done = 0;
+            while done < run.size {
+                let (iova, left) = (run.iova + done, run.size - done);
+                let mut size = self.unmap_unflushed(iova, left);
+                if size == 0 {
+                    // Once more, with nothing else under way.
+                    self.flush();
+                    size = self.unmap_unflushed(iova, left);
+                }
+                if size == 0 {
+                    total.stuck = mapped.size.min(total.stuck + left);
+                    break;
+                }
+                let size = size.min(left);
+                let (frame, count) = ((run.phys + done) / PAGE, size / PAGE);
+                total.pages += self.keep_back(frame, count, pins, mapped.access.write);
+                done += size;
+            }
+        }
+        total
+    }
+
+    fn unmap_unflushed(&mut self, iova: u64, size: u64) -> u64 {
+        match &mut self.gather {
+            Some(gather) => gather.unmap(iova, size),
+            None => 0,
+        }
+    }
+
+    /// Takes over the pins of frames that were just unmapped; the number of pages pinned.
+    fn keep_back(&mut self, first: u64, count: u64, pins: Pins, dirty: bool) -> u64 {
+        match pins {
+            Pins::All => {
+                // SAFETY: Each of the frames has its pin, which was the token's.
+                self.push(unsafe { PinnedRun::from_frames(first, count, false, dirty) });
+                count
+            }
+            Pins::Some => {
+                let pinned = (first..first + count).filter(|&frame| !mm::frame_is_reserved(frame));
+                let mut pages = 0;
+                for frame in pinned {
+                    // SAFETY: Frames that are not reserved have their pins, which were the token's.
+                    self.push(unsafe { PinnedRun::from_frames(frame, 1, false, dirty) });
+                    pages += 1;
+                }
+                pages
+            }
+            Pins::None => 0,
+        }
+    }
+
+    fn push(&mut self, run: PinnedRun) {
+        let run = match &mut self.last {
+            Some(last) => match last.extend(run) {
+                Ok(()) => return,
+                Err(run) => run,
+            },
+            None => run,
+        };
+        let Some(before) = self.last.replace(run) else {
+            return;
+        };
+        if let Err(PushError(before)) = self.waiting.push_within_capacity(before) {
+            self.flush();
+            drop(before);
+        }
+    }
+
+    /// Flushes the IOTLB, and unpins what waited for that.
+    fn flush(&mut self) {
+        if let Some(gather) = &mut self.gather {
+            gather.sync();
+        }
+        self.waiting.clear();
+        self.last = None;
+        mm::cond_resched();
+    }
+}
+
+impl Drop for Unmapper<'_, '_> {
+    fn drop(&mut self) {
+        self.flush();
     }
 }

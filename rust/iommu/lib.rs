@@ -22,7 +22,8 @@ pub use address_space::{
     AddressSpace,
     Copier,
     Mapped,
-    Unmapped, //
+    Unmapped,
+    Unmapper, //
 };
 pub use dirty::{
     DirtyReader,
