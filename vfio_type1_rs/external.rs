@@ -198,7 +198,7 @@ impl Container {
         loop {
             let entry = space.at(iova)?;
             let mapping = entry.mapping.clone();
-            if !entry.busy {
+            if !entry.busy() {
                 return Some(mapping);
             }
             self.settle(&mut space, mapping.iova());

@@ -70,9 +70,9 @@ impl Container {
             drop(space);
             mapping.retire(&mut mapping.state.lock(), &topology);
             space = self.space.lock();
-            space.remove(iova.first());
+            space.remove(iova);
         } else {
-            space.set_busy(iova.first(), false);
+            space.settle(iova);
         }
         drop(space);
         self.notify_settled();
@@ -81,10 +81,10 @@ impl Container {
 
     /// Whether a new mapping may be made, in the order in which the C driver asks.
     fn check_free(&self, space: &Space, topology: &Topology, iova: IovaRange) -> Result<(), Cause> {
-        if let Some(entry) = space.first_in(iova) {
+        if let Some(mapped) = space.first_mapped(iova) {
             return Err(Cause::Overlap {
                 asked: iova,
-                mapped: entry.mapping.iova(),
+                mapped,
             });
         }
         if space.available() == 0 {
@@ -124,7 +124,7 @@ impl Container {
             state.locked.transfer(Owner::current()?)?;
         }
         state.vaddr = vaddr;
-        space.set_vaddr_invalid(iova.first(), false);
+        space.set_vaddr_invalid(iova, false);
         Ok(())
     }
 }

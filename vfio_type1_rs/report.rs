@@ -113,7 +113,7 @@ fn describe_mapping(entry: &Entry, f: &mut kfmt::Formatter<'_>) -> fmt::Result {
         if access.read { 'r' } else { '-' },
         if access.write { 'w' } else { '-' },
     )?;
-    if entry.busy {
+    if entry.busy() {
         // Its lock may be held for long.
         return writeln!(f, " size {} busy", mapping.size());
     }

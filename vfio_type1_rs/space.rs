@@ -14,29 +14,45 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// - No two mappings overlap; each is stored under its first IOVA.
-/// - `invalid_vaddrs` is the number of entries with `vaddr_invalid`.
+/// - No two mappings overlap; each is stored under its last IOVA, so that the lowest mapping with an
+///   address at or above another is found in one descent.
+/// - `invalid_vaddrs` is the number of entries with `vaddr_invalid`, `busy` of those with `busy`.
 /// - `available` plus the number of entries is what the container was opened with.
 pub(crate) struct Space {
     mappings: RBTree<u64, Entry>,
     available: u32,
     invalid_vaddrs: u32,
+    busy: u32,
     /// Dirty pages are being tracked: a new mapping gets a log.
     pub(crate) tracking: bool,
     /// The user is gone.
     pub(crate) closed: bool,
 }
 
+/// How far [`Space::claim`] came.
+pub(crate) enum Claimed<R> {
+    /// To the end.
+    All,
+    /// To this mapping, which is busy.
+    Busy(IovaRange),
+    /// To one that was refused, for this reason.
+    Refused(R),
+}
+
 /// A mapping in its place.
 pub(crate) struct Entry {
     pub(crate) mapping: Arc<Mapping>,
-    /// Being filled or emptied by a task that does not hold the lock meanwhile. Whoever meets the
-    /// mapping waits until it is settled, and looks again.
-    pub(crate) busy: bool,
+    busy: bool,
     vaddr_invalid: bool,
 }
 
 impl Entry {
+    /// Being filled or emptied by a task that does not hold the lock meanwhile. Whoever meets the
+    /// mapping waits until it is settled, and looks again.
+    pub(crate) fn busy(&self) -> bool {
+        self.busy
+    }
+
     pub(crate) fn vaddr_invalid(&self) -> bool {
         self.vaddr_invalid
     }
@@ -48,6 +64,7 @@ impl Space {
             mappings: RBTree::new(),
             available: limit,
             invalid_vaddrs: 0,
+            busy: 0,
             tracking: false,
             closed: false,
         }
@@ -73,21 +90,17 @@ impl Space {
         self.mappings.values()
     }
 
+    /// What the lowest mapping covers that has an address in `range`.
+    pub(crate) fn first_mapped(&self, range: IovaRange) -> Option<IovaRange> {
+        let cursor = self.mappings.cursor_lower_bound(&range.first())?;
+        let (_, entry) = cursor.current();
+        Some(entry.mapping.iova()).filter(|iova| iova.overlaps(range))
+    }
+
     /// The lowest mapping that has an address in `range`.
     pub(crate) fn first_in(&self, range: IovaRange) -> Option<&Entry> {
-        let overlapping = |entry: &&Entry| entry.mapping.iova().overlaps(range);
-        let at_or_after = self.mappings.cursor_lower_bound(&range.first());
-
-        let before = match &at_or_after {
-            Some(cursor) => cursor.peek_prev().map(|(_, entry)| entry),
-            None => return self.last().filter(overlapping),
-        };
-        if let Some(entry) = before.filter(overlapping) {
-            // The borrow of the cursor does not live as long as that of the tree.
-            return self.mappings.get(&entry.mapping.iova().first());
-        }
-        let first = *at_or_after?.current().0;
-        self.mappings.get(&first).filter(overlapping)
+        // The borrow of a cursor does not live as long as that of the tree.
+        self.mappings.get(&self.first_mapped(range)?.last())
     }
 
     /// The mapping at an address.
@@ -97,7 +110,7 @@ impl Space {
 
     /// Whether a mapping in `range` is busy.
     pub(crate) fn any_busy(&self, range: IovaRange) -> bool {
-        self.in_range(range).any(|entry| entry.busy)
+        self.busy != 0 && self.in_range(range).any(|entry| entry.busy)
     }
 
     /// The mappings that have an address in `range`, ascending.
@@ -110,11 +123,6 @@ impl Space {
         })
     }
 
-    fn last(&self) -> Option<&Entry> {
-        let first = *self.mappings.cursor_back()?.current().0;
-        self.mappings.get(&first)
-    }
-
     /// Adds a busy mapping, which overlaps none.
     pub(crate) fn insert(&mut self, mapping: Arc<Mapping>) -> Result {
         let Some(available) = self.available.checked_sub(1) else {
@@ -125,39 +133,67 @@ impl Space {
             busy: true,
             vaddr_invalid: false,
         };
-        let first = entry.mapping.iova().first();
+        let last = entry.mapping.iova().last();
         self.mappings
-            .try_create_and_insert(first, entry, GFP_KERNEL)?;
+            .try_create_and_insert(last, entry, GFP_KERNEL)?;
         self.available = available;
+        self.busy += 1;
         Ok(())
     }
 
-    /// Removes the mapping that begins at `first`.
-    pub(crate) fn remove(&mut self, first: u64) -> Option<Entry> {
-        let entry = self.mappings.remove(&first)?;
+    /// Removes the mapping of `iova`.
+    pub(crate) fn remove(&mut self, iova: IovaRange) -> Option<Entry> {
+        let entry = self.mappings.remove(&iova.last())?;
         self.available += 1;
-        if entry.vaddr_invalid {
-            self.invalid_vaddrs -= 1;
-        }
+        self.busy -= u32::from(entry.busy);
+        self.invalid_vaddrs -= u32::from(entry.vaddr_invalid);
         Some(entry)
     }
 
     /// Removes the lowest mapping.
     pub(crate) fn pop(&mut self) -> Option<Entry> {
-        let first = *self.mappings.cursor_front()?.current().0;
-        self.remove(first)
+        let iova = self.iter().next()?.mapping.iova();
+        self.remove(iova)
     }
 
-    /// Marks the mapping that begins at `first` as being worked on, or as settled.
-    pub(crate) fn set_busy(&mut self, first: u64, busy: bool) {
-        if let Some(entry) = self.mappings.get_mut(&first) {
-            entry.busy = busy;
+    /// Marks mappings that have an address in `range` as being worked on, from low to high, until
+    /// one is busy already or `refuse` says why not; that reason.
+    pub(crate) fn claim<R>(
+        &mut self,
+        range: IovaRange,
+        mut refuse: impl FnMut(&Arc<Mapping>) -> Option<R>,
+    ) -> Claimed<R> {
+        let mut next = self.mappings.cursor_lower_bound_mut(&range.first());
+        while let Some(mut cursor) = next {
+            let (_, entry) = cursor.current_mut();
+            let iova = entry.mapping.iova();
+            if !iova.overlaps(range) {
+                break;
+            }
+            if entry.busy {
+                return Claimed::Busy(iova);
+            }
+            if let Some(reason) = refuse(&entry.mapping) {
+                return Claimed::Refused(reason);
+            }
+            entry.busy = true;
+            self.busy += 1;
+            next = cursor.move_next();
+        }
+        Claimed::All
+    }
+
+    /// Marks the mapping of `iova` as settled.
+    pub(crate) fn settle(&mut self, iova: IovaRange) {
+        if let Some(entry) = self.mappings.get_mut(&iova.last()) {
+            self.busy -= u32::from(entry.busy);
+            entry.busy = false;
         }
     }
 
-    /// Marks the user address of the mapping that begins at `first` as invalid, or as valid.
-    pub(crate) fn set_vaddr_invalid(&mut self, first: u64, invalid: bool) {
-        if let Some(entry) = self.mappings.get_mut(&first) {
+    /// Marks the user address of the mapping of `iova` as invalid, or as valid.
+    pub(crate) fn set_vaddr_invalid(&mut self, iova: IovaRange, invalid: bool) {
+        if let Some(entry) = self.mappings.get_mut(&iova.last()) {
             match (entry.vaddr_invalid, invalid) {
                 (false, true) => self.invalid_vaddrs += 1,
                 (true, false) => self.invalid_vaddrs -= 1,

@@ -9,9 +9,13 @@ use crate::{
     },
     mapping::Mapping,
     refusal::Cause,
-    space::Space,
+    space::{
+        Claimed,
+        Space, //
+    },
     topology::Topology, //
 };
+use core::mem;
 use iova_space::IovaRange;
 use kernel::{
     prelude::*,
@@ -26,14 +30,80 @@ use vfio_uapi::{
 /// How often drivers are asked to unpin the pages of one mapping.
 const NOTIFY_TRIES: u32 = 10;
 
-/// What to do with the next mapping of a range that is unmapped.
+/// What to do with the next mappings of a range that is unmapped.
 enum Step {
     /// There is none.
     Done,
-    /// It is marked busy: unmap it.
-    Remove(Arc<Mapping>),
-    /// Drivers have pages of it pinned.
+    /// Those in the batch are marked busy: unmap them.
+    Remove,
+    /// Drivers have pages of the next one pinned.
     Notify(Arc<Mapping>),
+}
+
+/// Why a mapping does not get into a batch.
+enum Apart {
+    /// The batch is full, or the mapping begins before the range, which ends it in v1.
+    End,
+    /// Drivers have pages of it pinned.
+    Pinned(Arc<Mapping>),
+}
+
+/// Mappings that are unmapped together: `space` is locked once to mark all of them busy and once to
+/// remove them, and the IOTLB is flushed once.
+///
+/// There are few, because who waits for one of them waits for all.
+struct Batch {
+    mappings: [Option<Arc<Mapping>>; Self::LEN],
+    len: usize,
+    most: usize,
+    pages: u64,
+}
+
+impl Batch {
+    const LEN: usize = 32;
+    /// Unmapping more pages than that takes so long that a flush for each mapping does not matter.
+    const PAGES: u64 = 512;
+
+    fn new(most: usize) -> Self {
+        Self {
+            mappings: [const { None }; Self::LEN],
+            len: 0,
+            most,
+            pages: 0,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a mapping; whether there was room. There is for the first, whatever its size.
+    fn push(&mut self, mapping: &Arc<Mapping>) -> bool {
+        let pages = self.pages.saturating_add(mapping.pages());
+        if self.len >= self.most || self.len > 0 && pages > Self::PAGES {
+            return false;
+        }
+        let Some(place) = self.mappings.get_mut(self.len) else {
+            return false;
+        };
+        *place = Some(mapping.clone());
+        self.len += 1;
+        self.pages = pages;
+        true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Mapping> {
+        let mappings = self.mappings.iter().take(self.len);
+        mappings.filter_map(|mapping| mapping.as_deref())
+    }
+
+    /// Takes all out again.
+    fn drain(&mut self) -> impl Iterator<Item = Arc<Mapping>> + '_ {
+        let len = mem::take(&mut self.len);
+        self.pages = 0;
+        let mappings = self.mappings.iter_mut().take(len);
+        mappings.filter_map(Option::take)
+    }
 }
 
 impl Container {
@@ -47,19 +117,29 @@ impl Container {
             return self.invalidate_vaddrs(request);
         }
 
+        // Between the report of dirty pages and the flush no more time is to pass than must.
+        let most = if bitmap.is_some() { 1 } else { Batch::LEN };
         // As in C the sum wraps: without an IOMMU mappings can fill all 64 bits of addresses.
         let mut unmapped: u64 = 0;
         let mut pinned: Option<(Arc<Mapping>, u32)> = None;
+        let mut batch = Batch::new(most);
         let mut progress = Progress::Start;
         loop {
             let topology = self.topology.read();
             let range = request.range(topology.page_sizes())?;
-            match self.next_to_unmap(request, bitmap, range, &mut progress, &topology)? {
+            match self.next_to_unmap(request, bitmap, range, &progress, &topology, &mut batch)? {
                 Step::Done => return Ok(unmapped),
-                Step::Remove(mapping) => {
-                    self.remove(&mapping, range, bitmap, &topology)?;
-                    unmapped = unmapped.wrapping_add(mapping.size());
-                    progress = Progress::behind(mapping.iova(), range);
+                Step::Remove => {
+                    self.remove(&batch, range, bitmap, &topology)?;
+                    let mut rest = None;
+                    for mapping in batch.drain() {
+                        unmapped = unmapped.wrapping_add(mapping.size());
+                        rest = range.behind(mapping.iova());
+                    }
+                    match rest {
+                        Some(rest) => progress = Progress::Rest(rest),
+                        None => return Ok(unmapped),
+                    }
                 }
                 Step::Notify(mapping) => {
                     let iova = mapping.iova();
@@ -80,13 +160,15 @@ impl Container {
         }
     }
 
+    /// Fills the batch with mappings that nobody works on or has pinned, from low to high.
     fn next_to_unmap(
         &self,
         request: &UnmapHeader,
         bitmap: Option<&BitmapArg>,
         range: IovaRange,
-        progress: &mut Progress,
+        progress: &Progress,
         topology: &Topology,
+        batch: &mut Batch,
     ) -> Result<Step, Cause> {
         let mut space = self.open_space()?;
         if let Some(bitmap) = bitmap {
@@ -98,32 +180,32 @@ impl Container {
                 range
             }
             Progress::Rest(rest) => rest,
-            Progress::End => return Ok(Step::Done),
         };
 
-        let mapping = loop {
-            let Some(entry) = space.first_in(rest) else {
-                return Ok(Step::Done);
-            };
-            let mapping = entry.mapping.clone();
-            if !entry.busy {
-                break mapping;
+        loop {
+            let claimed = space.claim(rest, |mapping| {
+                if self.model == Model::V1 && mapping.iova().first() < range.first() {
+                    return Some(Apart::End);
+                }
+                let mut state = mapping.state.lock();
+                if !state.pins.is_empty() {
+                    return Some(Apart::Pinned(mapping.clone()));
+                }
+                if !batch.push(mapping) {
+                    return Some(Apart::End);
+                }
+                state.live = false;
+                None
+            });
+            if !batch.is_empty() {
+                return Ok(Step::Remove);
             }
-            self.settle(&mut space, mapping.iova());
-        };
-        if self.model == Model::V1 && mapping.iova().first() < range.first() {
-            return Ok(Step::Done);
+            match claimed {
+                Claimed::All | Claimed::Refused(Apart::End) => return Ok(Step::Done),
+                Claimed::Refused(Apart::Pinned(mapping)) => return Ok(Step::Notify(mapping)),
+                Claimed::Busy(iova) => self.settle(&mut space, iova),
+            }
         }
-
-        let mut state = mapping.state.lock();
-        if !state.pins.is_empty() {
-            drop(state);
-            return Ok(Step::Notify(mapping));
-        }
-        state.live = false;
-        drop(state);
-        space.set_busy(mapping.iova().first(), true);
-        Ok(Step::Remove(mapping))
     }
 
     /// Waits for what goes on in the range, and checks that no mapping would be cut in two: v2
@@ -141,34 +223,54 @@ impl Container {
         check_whole(space, range)
     }
 
-    /// Unmaps a busy mapping and removes it, after telling what was dirty.
+    /// Unmaps busy mappings and removes them, after telling what was dirty.
     fn remove(
         &self,
-        mapping: &Mapping,
+        batch: &Batch,
         range: IovaRange,
         bitmap: Option<&BitmapArg>,
         topology: &Topology,
     ) -> Result<(), Cause> {
-        let first = mapping.iova().first();
-        let mut state = mapping.state.lock();
         if let Some(bitmap) = bitmap {
-            if let Err(cause) =
-                mapping.report_last_dirty(&mut state, range.first(), bitmap, topology)
-            {
-                state.live = true;
-                drop(state);
-                self.space.lock().set_busy(first, false);
-                self.notify_settled();
+            let reported = batch.iter().try_for_each(|mapping| {
+                let state = &mut mapping.state.lock();
+                mapping.report_last_dirty(state, range.first(), bitmap, topology)
+            });
+            if let Err(cause) = reported {
+                self.put_back(batch);
                 return Err(cause);
             }
         }
-        mapping.retire(&mut state, topology);
-        drop(state);
 
-        let entry = self.space.lock().remove(first);
+        topology.iommu.unmap(batch.pages, |unmapper| {
+            for mapping in batch.iter() {
+                mapping.untranslate(&mut mapping.state.lock(), unmapper);
+            }
+        });
+        for mapping in batch.iter() {
+            let mut state = mapping.state.lock();
+            state.uncharge();
+            state.dirty = None;
+        }
+
+        let mut space = self.space.lock();
+        for mapping in batch.iter() {
+            space.remove(mapping.iova());
+        }
+        drop(space);
         self.notify_settled();
-        drop(entry);
         Ok(())
+    }
+
+    /// Leaves the mappings of a batch as they were.
+    fn put_back(&self, batch: &Batch) {
+        let mut space = self.space.lock();
+        for mapping in batch.iter() {
+            mapping.state.lock().live = true;
+            space.settle(mapping.iova());
+        }
+        drop(space);
+        self.notify_settled();
     }
 
     /// Makes the user addresses of all mappings in the range invalid, or of none.
@@ -201,7 +303,7 @@ impl Container {
         let mut rest = Some(range);
         while let Some(entry) = rest.and_then(|rest| space.first_in(rest)) {
             let iova = entry.mapping.iova();
-            space.set_vaddr_invalid(iova.first(), true);
+            space.set_vaddr_invalid(iova, true);
             size = size.wrapping_add(iova.size().unwrap_or(0));
             rest = range.behind(iova);
         }
@@ -215,28 +317,19 @@ enum Progress {
     Start,
     /// Up to this rest.
     Rest(IovaRange),
-    /// Completely.
-    End,
-}
-
-impl Progress {
-    fn behind(done: IovaRange, range: IovaRange) -> Self {
-        range.behind(done).map_or(Self::End, Self::Rest)
-    }
 }
 
 /// Whether the range has whole mappings only.
 pub(crate) fn check_whole(space: &Space, range: IovaRange) -> Result<(), Cause> {
-    for edge in [range.first(), range.last()] {
-        if let Some(entry) = space.at(edge) {
-            let mapped = entry.mapping.iova();
-            if !range.contains(mapped) {
-                return Err(Cause::Bisects {
-                    asked: range,
-                    mapped,
-                });
-            }
-        }
+    let cut = |edge| {
+        let mapped = space.first_mapped(IovaRange::new(edge, edge)?)?;
+        (!range.contains(mapped)).then_some(mapped)
+    };
+    match cut(range.first()).or_else(|| cut(range.last())) {
+        Some(mapped) => Err(Cause::Bisects {
+            asked: range,
+            mapped,
+        }),
+        None => Ok(()),
     }
-    Ok(())
 }

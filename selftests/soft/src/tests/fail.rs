@@ -53,6 +53,7 @@ tests! {
     "fail.joins", "a group cannot join: the others go on" => joins;
     "fail.joins_shared", "a group that cannot share a page table gets its own" => joins_shared;
     "fail.unmap", "the IOMMU does not unmap at the first try" => unmap;
+    "fail.unmap_many", "... of many mappings" => unmap_many;
     "rust.unmap_two", "... in the second of two page tables" => unmap_two;
     "fail.unmap_short", "the IOMMU unmaps less than it was asked to" => unmap_short;
     "fail.close", "... while the container goes" => close;
@@ -257,13 +258,16 @@ fn joins_shared(env: &Env) -> Verdict {
 }
 
 #[track_caller]
-fn unmaps_in_the_end(session: &Session, control: &Engine) -> Verdict<u64> {
+fn unmaps_in_the_end(session: &Session, control: &Engine, mappings: u64) -> Verdict<u64> {
     let memory = Memory::scattered(LEN)?;
     let pins = PinCount::begin()?;
     let before = locked()?;
     let container = &session.container;
     sweep(control, What::Unmap, || {
-        container.map(IOVA, memory.vaddr(), LEN, RW)?;
+        let size = LEN / mappings;
+        for at in (0..LEN).step_by(size as usize) {
+            container.map(IOVA + at, memory.vaddr() + at, size, RW)?;
+        }
         for engine in &session.engines {
             expect_done("fill", engine.fill(IOVA, LEN, 1, 2)?, LEN)?;
         }
@@ -280,8 +284,15 @@ fn unmaps_in_the_end(session: &Session, control: &Engine) -> Verdict<u64> {
 
 fn unmap(env: &Env) -> Verdict {
     let session = Session::open(env, "plain")?;
-    let hits = unmaps_in_the_end(&session, session.engine())?;
+    let hits = unmaps_in_the_end(&session, session.engine(), 1)?;
     expect(format_args!("it failed {hits} times"), hits >= 20)
+}
+
+fn unmap_many(env: &Env) -> Verdict {
+    let session = Session::open(env, "plain")?;
+    let mappings = LEN / PAGE;
+    let hits = unmaps_in_the_end(&session, session.engine(), mappings)?;
+    expect(format_args!("it failed {hits} times"), hits >= mappings)
 }
 
 fn unmap_two(env: &Env) -> Verdict {
@@ -290,7 +301,7 @@ fn unmap_two(env: &Env) -> Verdict {
     let devices = [("plain", 0), ("foreign", 0)];
     let session = Session::with(env, Model::V2, &devices)?;
     for control in &session.engines {
-        let hits = unmaps_in_the_end(&session, control)?;
+        let hits = unmaps_in_the_end(&session, control, 1)?;
         expect(format_args!("it failed {hits} times"), hits >= 1)?;
     }
     Ok(())

@@ -52,6 +52,8 @@ tests! {
     "unmap.running", "DMA that goes on meanwhile changes nothing afterwards" => running;
     "unmap.running_all", "... with unmap-all" => running_all;
     "unmap.running_close", "... when the device is closed" => running_close;
+    "unmap.many", "many mappings go at once as each would by itself" => many;
+    "rust.flushes", "for many mappings the IOTLB is flushed a few times" => flushes;
     "unmap.v1", "v1 unmaps whole mappings, or none" => v1;
     "unmap.killed", "a process killed with DMA under way leaves nothing behind" => killed;
 }
@@ -115,6 +117,74 @@ fn neighbours(env: &Env) -> Verdict {
         }
     }
     Ok(())
+}
+
+fn many(env: &Env) -> Verdict {
+    // Mappings of one page and, now and then, of many, with gaps.
+    const LARGE: u64 = 600 * PAGE;
+    let sizes = (0..200).map(|n| if n % 70 == 69 { LARGE } else { PAGE });
+    let memory = Memory::scattered(sizes.clone().sum())?;
+    for set in SETS {
+        let pins = PinCount::begin()?;
+        let before = locked()?;
+        let session = Session::with(env, Model::V2, set)?;
+        let mut end = IOVA;
+        let mut done = 0;
+        let mut starts = Vec::new();
+        for size in sizes.clone() {
+            session
+                .container
+                .map(end, memory.vaddr() + done, size, RW)?;
+            starts.push(end);
+            done += size;
+            end += size + PAGE;
+        }
+        pins.expect((done / PAGE) as i64)?;
+        for engine in &session.engines {
+            for &start in &starts {
+                expect_done("fill", engine.fill(start, PAGE, 1, 1)?, PAGE)?;
+            }
+        }
+
+        // What is left when the range ends in the midst is what would be left one by one.
+        let cut = starts[130];
+        let left = sizes.clone().skip(130).sum::<u64>() / PAGE;
+        let unmapped = session.container.unmap(IOVA, cut - IOVA, 0)?;
+        expect_eq("bytes unmapped", unmapped, done - left * PAGE)?;
+        pins.expect(left as i64)?;
+        for engine in &session.engines {
+            for &start in &starts {
+                let want = (start < cut).then_some(Fault::Absent);
+                expect_eq(format_args!("{start:#x}"), engine.probe(start)?, want)?;
+            }
+        }
+        let unmapped = session.container.unmap(cut, end - cut, 0)?;
+        expect_eq("bytes unmapped", unmapped, left * PAGE)?;
+        expect_unmapped(&session)?;
+        expect_eq("locked memory", locked()?, before)?;
+        pins.expect(0)?;
+    }
+    Ok(())
+}
+
+fn flushes(env: &Env) -> Verdict {
+    env.need_rust()?;
+    const COUNT: u64 = 320;
+    let memory = Memory::scattered(COUNT * PAGE)?;
+    let session = Session::open(env, "plain")?;
+    for page in pages(memory.len()) {
+        session
+            .container
+            .map(IOVA + page, memory.vaddr() + page, PAGE, RW)?;
+    }
+    let before = session.engine().stats()?.flushes;
+    let unmapped = session.container.unmap(IOVA, memory.len(), 0)?;
+    expect_eq("bytes unmapped", unmapped, memory.len())?;
+    let flushes = session.engine().stats()?.flushes - before;
+    expect(
+        format_args!("{flushes} flushes for {COUNT} mappings"),
+        (1..=COUNT / 32).contains(&flushes),
+    )
 }
 
 fn replaced(env: &Env) -> Verdict {
