@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from . import bochs, emulator, env, guest, host, sysroot, ui, unpacked
+from . import bochs, emulator, env, guest, host, sysroot, tsc, ui, unpacked
 
 RUNNER = env.repo / "scripts" / "guest" / "runner.py"
 DISK_BYTES = 32 << 20
@@ -249,10 +249,16 @@ class Vm(Machine):
             *([] if self.kvm else ["--disable-kvm"]),
             "--verbose", "--user", "root", "--cpus", self.cpus, "--memory", f"{self.memory}G",
             # On a busy host no timer interrupt may come for ten emulated ticks, and Linux panics.
-            "--append", " ".join(filter(None, ("no_timer_check", self.huge_pages, self.parameters, self.append))),
+            "--append", " ".join(filter(None, ("no_timer_check", self.clock(), self.huge_pages, self.parameters,
+                                               self.append))),
             f"--qemu-opts={shlex.join(self.qemu_options(channel))}",
             "--exec", command,
         ]
+
+    def clock(self):
+        """The rate of the TSC, which Linux gets wrong by any factor on a busy host."""
+        rate = None if self.kvm else tsc.khz()
+        return f"tsc_early_khz={rate}" if rate else ""
 
     def environment(self):
         # vng starts its other half by name.
