@@ -38,6 +38,10 @@ const ENDLESS: u32 = 100_000;
 /// allocates depends on what its caches hold.
 const QUIET: u32 = 3;
 
+/// How often a sweep is made for an errno that is not seen: an allocation that only one call makes, for
+/// a cache that is empty just then, meets the fault that was for what comes after it.
+const SWEEPS: u32 = 3;
+
 /// A call that is about to be made, and what it is made on.
 pub(crate) struct Trial {
     /// The call.
@@ -171,22 +175,7 @@ impl<'a> Sweep<'a> {
 
         let mut seen = Vec::new();
         for &mode in self.modes {
-            let mut tally = Tally::default();
-            let mut quiet = 0;
-            let mut nth = 0;
-            while quiet < QUIET {
-                nth += 1;
-                expect("the sweep ends", nth < ENDLESS)?;
-                let met = self
-                    .shot(&injector, mode, nth, &reference, &mut tally)
-                    .map_err(|stop| match stop {
-                        Stop::Fail(why) => Stop::Fail(format!("{mode}, place {nth}: {why}")),
-                        skip => skip,
-                    })?;
-                quiet = if met { 0 } else { quiet + 1 };
-            }
-            tally.print(mode);
-            expect(format_args!("{mode}: any fault was met"), tally.calls > 0)?;
+            let mut tally = self.sweep(&injector, mode, &reference)?;
             seen.append(&mut tally.errnos);
             if self.cheap && mode == Mode::Single {
                 if slab::tells() {
@@ -197,12 +186,44 @@ impl<'a> Sweep<'a> {
             }
         }
         for errno in &self.errnos {
+            for _ in 1..SWEEPS {
+                if !seen.contains(errno) {
+                    let mut tally = self.sweep(&injector, Mode::Single, &reference)?;
+                    seen.append(&mut tally.errnos);
+                }
+            }
             expect(
                 format_args!("some call was refused with {errno:?}"),
                 seen.contains(errno),
             )?;
         }
         Ok(())
+    }
+
+    /// Has each place fail, until no call comes to the next ones.
+    fn sweep(
+        &self,
+        injector: &Injector,
+        mode: Mode,
+        reference: &(Ground, View, View),
+    ) -> Verdict<Tally> {
+        let mut tally = Tally::default();
+        let mut quiet = 0;
+        let mut nth = 0;
+        while quiet < QUIET {
+            nth += 1;
+            expect("the sweep ends", nth < ENDLESS)?;
+            let met = self
+                .shot(injector, mode, nth, reference, &mut tally)
+                .map_err(|stop| match stop {
+                    Stop::Fail(why) => Stop::Fail(format!("{mode}, place {nth}: {why}")),
+                    skip => skip,
+                })?;
+            quiet = if met { 0 } else { quiet + 1 };
+        }
+        tally.print(mode);
+        expect(format_args!("{mode}: any fault was met"), tally.calls > 0)?;
+        Ok(tally)
     }
 
     /// What it looks like before and after the call without a fault.
