@@ -310,6 +310,20 @@ static void vrs_count_leaf(struct vrs_domain *dom, unsigned int level, int by)
 	atomic64_add(by, &dom->unit->leaves[level]);
 }
 
+/* What a device reached until now nobody may have given back before. */
+static void vrs_expect_pinned(const struct vrs_tlb *tlb)
+{
+	unsigned long pfn = PHYS_PFN(tlb->entry & VRS_ADDRESS);
+	struct page *page;
+
+	if (!pfn_valid(pfn))
+		return;
+	page = pfn_to_page(pfn);
+	if (!PageReserved(page) && !folio_maybe_dma_pinned(page_folio(page)))
+		pr_err("BUG: flushed %#llx after its page was unpinned\n",
+		       tlb->tag & ~VRS_TLB_VALID);
+}
+
 /* Flushes a range, and frees what waited for that. */
 static void vrs_flush(struct vrs_domain *dom, u64 first, u64 last)
 {
@@ -330,11 +344,14 @@ static void vrs_flush(struct vrs_domain *dom, u64 first, u64 last)
 
 			spin_lock(&engine->lock);
 			for (i = 0; i < VRS_TLB_ENTRIES; i++) {
-				u64 iova = engine->tlb[i].tag & ~VRS_TLB_VALID;
+				struct vrs_tlb *tlb = &engine->tlb[i];
+				u64 iova = tlb->tag & ~VRS_TLB_VALID;
 
-				if (iova >= round_down(first, SZ_4K) &&
-				    iova <= last)
-					engine->tlb[i].tag = 0;
+				if (!tlb->tag || iova > last ||
+				    iova < round_down(first, SZ_4K))
+					continue;
+				vrs_expect_pinned(tlb);
+				tlb->tag = 0;
 			}
 			spin_unlock(&engine->lock);
 		}

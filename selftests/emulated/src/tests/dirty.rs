@@ -4,6 +4,7 @@
 
 use harness::check::{
     expect_eq,
+    expect_errno,
     Verdict, //
 };
 use harness::emulated::{
@@ -25,6 +26,8 @@ use harness::vfio::{
     RW, //
 };
 
+use nix::errno::Errno;
+
 use super::IOVA;
 
 tests! {
@@ -34,6 +37,7 @@ tests! {
     "dirty.map_while_on", "a new mapping is clean until somebody pins" => map_while_on;
     "dirty.two_mappings", "each mapping has its own log" => two_mappings;
     "dirty.unmap", "unmapping reports what was pinned until then" => unmap;
+    "dirty.unmap_refused", "what could not be reported stays mapped, and in use" => unmap_refused;
 }
 
 const PAGES: u64 = 100;
@@ -189,4 +193,26 @@ fn unmap(env: &Env) -> Verdict {
     expect_eq("bytes unmapped", arg.unmap.size, PAGES * PAGE)?;
     expect_eq("pages pinned", device.counters()?.pages, 0)?;
     expect_eq("dirty pages", set_in(&words), vec![7, 8, 77])
+}
+
+fn unmap_refused(env: &Env) -> Verdict {
+    let (session, memory) = mapped(env)?;
+    let device = session.device();
+    session.container.dirty(DIRTY_START)?;
+    device.write(IOVA + 7 * PAGE, &[1], Via::Task)?;
+
+    let gone = Memory::anon(PAGE)?;
+    let mut arg = unmap_dirty_arg(IOVA, PAGES * PAGE, &mut [0; 2]);
+    arg.bitmap.data = gone.vaddr() as *mut u64;
+    drop(gone);
+    // SAFETY: Nothing is mapped where the bitmap is to be.
+    let refused = unsafe { session.container.unmap_dirty(&mut arg) };
+    expect_errno("a bitmap that is not there", refused, Errno::EFAULT)?;
+
+    device.pinned(IOVA + 8 * PAGE, 1)?;
+    device.unpin(IOVA + 8 * PAGE, 1)?;
+    device.write(IOVA + 9 * PAGE, &[0x5b], Via::Task)?;
+    expect_eq("written", memory.get(9 * PAGE, 1), vec![0x5b])?;
+    let unmapped = session.container.unmap(IOVA, PAGES * PAGE, 0)?;
+    expect_eq("bytes unmapped", unmapped, PAGES * PAGE)
 }
