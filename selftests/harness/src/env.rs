@@ -386,11 +386,7 @@ impl Env {
             Driver::C => C_DRIVER,
             Driver::Rust => RUST_DRIVER,
         };
-        let path = PathBuf::from(format!("/sys/module/{module}/parameters/{name}"));
-        // The parameters are part of the interface: a driver without them is wrong, not absent.
-        expect(format_args!("{} is there", path.display()), path.exists())?;
-        let before = read_needed(&path)?;
-        Ok(Parameter { path, before })
+        Parameter::of(module, name)
     }
 }
 
@@ -401,6 +397,16 @@ pub struct Parameter {
 }
 
 impl Parameter {
+    /// A parameter of a module that is loaded.
+    #[track_caller]
+    pub fn of(module: &str, name: &str) -> Verdict<Self> {
+        let path = PathBuf::from(format!("/sys/module/{module}/parameters/{name}"));
+        // The parameters are part of the interface: a driver without them is wrong, not absent.
+        expect(format_args!("{} is there", path.display()), path.exists())?;
+        let before = read_needed(&path)?;
+        Ok(Parameter { path, before })
+    }
+
     #[track_caller]
     /// Sets it.
     pub fn set(&self, value: &str) -> Verdict {

@@ -12,12 +12,16 @@ use harness::env::Driver;
 
 use crate::level::Level;
 
-/// The Rust module's folder of sysfs, there while it is loaded.
-const MODULE: &str = "/sys/module/kvm_arm64_rs/holders";
+/// The Rust module.
+pub(crate) const MODULE: &str = "kvm_arm64_rs";
 
 /// The code in charge.
 pub(crate) fn current() -> Driver {
-    if Path::new(MODULE).exists() {
+    if Path::new("/sys/module")
+        .join(MODULE)
+        .join("holders")
+        .exists()
+    {
         Driver::Rust
     } else {
         Driver::C
@@ -36,9 +40,9 @@ pub(crate) fn largest() -> Level {
 pub(crate) fn expect(wanted: Option<Driver>) -> Result<()> {
     match (wanted, current()) {
         (Some(Driver::Rust), Driver::C) => {
-            bail!("kvm_arm64_rs is not loaded: modprobe or insmod it")
+            bail!("{MODULE} is not loaded: insmod it")
         }
-        (Some(Driver::C), Driver::Rust) => bail!("kvm_arm64_rs is loaded: rmmod it"),
+        (Some(Driver::C), Driver::Rust) => bail!("{MODULE} is loaded: rmmod it"),
         _ => Ok(()),
     }
 }

@@ -5,6 +5,7 @@
 mod change;
 mod device;
 mod running;
+mod rust;
 mod slot;
 
 use std::path::PathBuf;
@@ -14,10 +15,14 @@ use harness::runner::Test;
 
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
-    [slot::TESTS, change::TESTS, device::TESTS, running::TESTS]
-        .into_iter()
-        .flatten()
-        .copied()
+    let tables = [
+        slot::TESTS,
+        change::TESTS,
+        device::TESTS,
+        running::TESTS,
+        rust::TESTS,
+    ];
+    tables.into_iter().flatten().copied()
 }
 
 static MODULE: OnceLock<Option<PathBuf>> = OnceLock::new();
