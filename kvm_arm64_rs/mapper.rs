@@ -82,7 +82,7 @@ impl Mapper {
         drop(locked);
 
         self.counts.mapped(self.granule, block.size(), bound);
-        stage2::trace_map(fault, block, attributes, bound, filled);
+        stage2::trace_map(block, attributes, bound, filled);
         Ok(())
     }
 

@@ -447,18 +447,12 @@ param! {
 }
 
 /// Tells whoever traces `kvm_arm64_rs:device_map`.
-pub fn trace_map(
-    fault: &Fault<'_>,
-    block: Block,
-    attributes: Attributes,
-    bound: stage2_map::Bound,
-    filled: u32,
-) {
+pub fn trace_map(block: Block, attributes: Attributes, bound: stage2_map::Bound, filled: u32) {
     // SAFETY: No pointers, and no precondition.
     unsafe {
         c::vrs_trace_device_map(
             block.ipa(),
-            fault.raw.hva as u64,
+            block.hva(),
             block.pa(),
             block.size(),
             attributes.memory as u8,
