@@ -20,7 +20,7 @@ endif
 kbuild = $(MAKE) -C '$(KDIR)' M='$(CURDIR)' $(if $(ARCH),ARCH='$(ARCH)') LLVM='$(LLVM)' RUSTC='$(RUSTC)' HOSTRUSTC='$(RUSTC)' \
 	CLIPPY_DRIVER='$(CLIPPY_DRIVER)' BINDGEN='$(BINDGEN)'
 
-checks := check-host check-build check-kunit check-uml check-vm check-leaks check-iommus check-dpdk check-debug check-arm64 check-clients check-hwdbm check-kvm check-vmx
+checks := check-host check-build check-kunit check-uml check-vm check-leaks check-iommus check-dpdk check-debug check-arm64 check-stage2 check-clients check-hwdbm check-kvm check-vmx
 
 .PHONY: modules modules_install clean kdir-ok
 modules: kdir-ok

@@ -114,7 +114,10 @@ class EachTest(unittest.TestCase):
                           ("upstream-rseq", ["{upstream_kvm}/rseq_test", "-v"])])
 
     def test_programs_to_build(self):
-        self.assertIn("x86/set_sregs_test", selftests.Description().upstream("kvm"))
+        description = selftests.Description()
+        self.assertIn("x86/set_sregs_test", description.upstream("kvm", "x86_64"))
+        self.assertIn("get-reg-list", description.upstream("kvm", "arm64"))
+        self.assertNotIn("get-reg-list", description.upstream("kvm", "x86_64"))
 
 
 class QuietTest(unittest.TestCase):

@@ -210,9 +210,9 @@ def _upstream(name="x86_64"):
 
 @functools.cache
 def _upstream_kvm(name="x86_64"):
-    built = _kernel(name)
-    return selftests.build_upstream(built.source_dir, built.build_dir, kernel.RECIPES[name].arch, target="kvm",
-                                    programs=selftests.Description().upstream("kvm"))
+    built, arch = _kernel(name), kernel.RECIPES[name].arch
+    return selftests.build_upstream(built.source_dir, built.build_dir, arch, sysroot.ensure(arch), target="kvm",
+                                    programs=selftests.Description().upstream("kvm", arch))
 
 
 @functools.cache
@@ -300,6 +300,11 @@ def _arm64(stage, args):
     """The tests of logic and those of the VM, on another architecture and its IOMMU."""
     _run(stage, "arm64", ("kunit", "selftests"), args)
     _run(stage, "arm64-host", ("clients",), args, **_arm64_guest())
+
+
+def _stage2(stage, args):
+    """The kernel's own tests of KVM on arm64, with and without our module."""
+    _run(stage, "arm64", ("kvm",), args, upstream_kvm=_upstream_kvm("arm64"))
 
 
 def _clients(stage, args):
@@ -396,6 +401,7 @@ STAGES = {
     "dpdk": Stage(_dpdk, ("x86_64",), usual=False),
     "debug": Stage(_debug, tuple(machine.MACHINES[where].kernel for where in DEBUG), usual=False),
     "arm64": Stage(_arm64, ("arm64",), usual=False),
+    "stage2": Stage(_stage2, ("arm64",), usual=False),
     "clients": Stage(_clients, ("x86_64",), usual=False),
     "hwdbm": Stage(_hwdbm, ("x86_64",), usual=False),
     "kvm": Stage(_kvm, ("x86_64",), usual=False),

@@ -11,7 +11,7 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 
-from . import env, ktap, machine, report, ui
+from . import env, kernel, ktap, machine, report, ui
 from .ktap import FAIL, PASS, SKIP, Case
 
 DESCRIPTION = env.repo / "selftests" / "tests.toml"
@@ -81,11 +81,12 @@ class Description:
         """The drivers that stand for C, for Rust or for both, of whatever they drive."""
         return [name for name, driver in self.drivers.items() if driver["as"] in sides]
 
-    def upstream(self, kind):
-        """Those of the kernel's own selftests of one kind that are run anywhere."""
+    def upstream(self, kind, arch):
+        """Those of the kernel's own selftests of one kind that are run on any machine of an architecture."""
         prefix = f"{{upstream_{kind}}}/"
+        machines = {name for name, kind in machine.MACHINES.items() if kernel.RECIPES[kind.kernel].arch == arch}
         return sorted({test.command[0].removeprefix(prefix) for test in self.tests
-                       if test.command and test.command[0].startswith(prefix)})
+                       if machines & set(test.machines) and test.command and test.command[0].startswith(prefix)})
 
     def where(self, names):
         """Which machines have tests, in words."""
@@ -145,8 +146,11 @@ def build_upstream(source, kernel, arch, userland=None, target="vfio", programs=
     if programs:
         # Kinds that differ between architectures have lists by architecture, and cannot be position-independent.
         flags.append("-no-pie")
-        programs = [f"TEST_GEN_PROGS_x86={' '.join(programs)}", "TEST_GEN_PROGS_EXTENDED_x86=", "TEST_PROGS_x86="]
-    ui.run(["make", "-C", source.joinpath(*UPSTREAM), f"TARGETS={target}", f"O={output}", f"ARCH={arch}", *cross,
+        theirs = arch.removesuffix("_64")
+        programs = [f"TEST_GEN_PROGS_{theirs}={' '.join(programs)}", f"TEST_GEN_PROGS_EXTENDED_{theirs}=",
+                    f"TEST_PROGS_{theirs}="]
+    ui.run(["make", "-C", source.joinpath(*UPSTREAM), f"TARGETS={target}", "FORCE_TARGETS=1",
+            f"O={output}", f"ARCH={arch}", *cross,
             f"KHDR_INCLUDES=-isystem {kernel / 'usr' / 'include'}",
             *([] if programs else [f"EXTRA_CFLAGS=-include {patience}"]),
             f"LDFLAGS={' '.join(flags)}", *programs, f"-j{env.nproc()}"],
