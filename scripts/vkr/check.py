@@ -303,8 +303,9 @@ def _arm64(stage, args):
 
 
 def _stage2(stage, args):
-    """The kernel's own tests of KVM on arm64, with and without our module."""
-    _run(stage, "arm64", ("kvm",), args, upstream_kvm=_upstream_kvm("arm64"))
+    """KVM on arm64: the kernel's own tests with and without our module, and what a guest's faults cost."""
+    for where in _chosen(("arm64", "arm64-icount"), ("kvm",), args):
+        _run(stage, where, ("kvm",), args, upstream_kvm=_upstream_kvm("arm64"))
 
 
 def _clients(stage, args):

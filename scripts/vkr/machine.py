@@ -377,6 +377,15 @@ class Arm64(Vm):
         ]
 
 
+class Arm64Counting(Arm64):
+    """The same with one CPU, whose clock counts its instructions: one a nanosecond."""
+
+    cpus = 1
+
+    def board(self):
+        return [*super().board(), "-icount", "shift=0,sleep=off"]
+
+
 class Arm64Host(Arm64):
     """The same with QEMU in it, and nothing but devices whose BARs are memory."""
 
@@ -520,6 +529,7 @@ MACHINES = {
     "vm-hwdbm": Kind(HwdbmVm, "x86_64"),
     "arm64": Kind(Arm64, "arm64"),
     "arm64-host": Kind(Arm64Host, "arm64"),
+    "arm64-icount": Kind(Arm64Counting, "arm64"),
     "uml": Kind(Uml, "um"),
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
     "vm-debug": Kind(DebugVm, "x86_64-debug", f"{WATCHFUL} {FOUR_LEVELS}", "vm", leaks=True),

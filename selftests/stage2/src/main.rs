@@ -73,8 +73,7 @@ fn main() -> Result<ExitCode> {
         provider::expect(args.provider)?;
     }
     if args.measure {
-        measure::run(&env, args.json)?;
-        return Ok(ExitCode::SUCCESS);
+        return measure::run(&env, args.json);
     }
     tests::set_module(args.module);
     args.options.carry_out(&env, tests::all(), &[])

@@ -2,6 +2,7 @@
 
 //! What it costs a guest to touch all of a large BAR.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{
@@ -68,8 +69,9 @@ struct Report {
     runs: Vec<Figures>,
 }
 
-/// Measures, and prints a table or JSON.
-pub(crate) fn run(env: &Env, json: bool) -> Result<()> {
+/// Measures, and prints the figures: as KTAP, with a result for each run that says whether there
+/// was one fault for each of the largest blocks and no other; or as JSON.
+pub(crate) fn run(env: &Env, json: bool) -> Result<ExitCode> {
     let mut runs = Vec::new();
     for mapped_for_dma in [false, true] {
         for step in [2 * MIB, PAGE] {
@@ -86,26 +88,26 @@ pub(crate) fn run(env: &Env, json: bool) -> Result<()> {
     };
     if json {
         println!("{}", serde_json::to_string(&report)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
-    println!(
-        "A BAR of {} GiB, mapped by {}; times in ns",
-        report.bytes / GIB,
-        report.provider
-    );
-    println!("for DMA  step  faults     4K     2M     1G         time   once more");
-    for run in &report.runs {
-        let [pages, small, large] = run.leaves;
+    let wanted = SIZE / provider::largest().size();
+    println!("KTAP version 1\n1..{}", report.runs.len());
+    for (number, run) in (1..).zip(&report.runs) {
+        let good = run.faults == wanted && run.leaves.iter().sum::<u64>() == wanted;
+        println!("# {}", serde_json::to_string(run)?);
         println!(
-            "{:>7}{:>5}K{:>8}{pages:>7}{small:>7}{large:>7}{:>13}{:>12}",
-            if run.mapped_for_dma { "yes" } else { "no" },
-            run.step >> 10,
-            run.faults,
-            run.nanoseconds,
-            run.nanoseconds_again
+            "{} {number} cost.{}{}K",
+            if good { "ok" } else { "not ok" },
+            if run.mapped_for_dma { "dma." } else { "" },
+            run.step >> 10
         );
     }
-    Ok(())
+    let good = report.runs.iter().all(|run| run.faults == wanted);
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn measure(env: &Env, mapped_for_dma: bool, step: u64) -> Verdict<Figures> {
