@@ -370,17 +370,12 @@ def _hwdbm(stage, args):
 
 def _kvm(stage, args):
     """KVM's interrupts on a processor with SVM, which injects them."""
-    _run(stage, "host", ("kvm",), args, _kvm_drivers(args), upstream_kvm=_upstream_kvm())
+    _run(stage, "host", ("kvm",), args, upstream_kvm=_upstream_kvm())
 
 
 def _vmx(stage, args):
     """KVM's interrupts on a processor with VMX, which posts them."""
-    _run(stage, "bochs", ("kvm",), args, _kvm_drivers(args), upstream_kvm=_upstream_kvm())
-
-
-def _kvm_drivers(args):
-    known = ["c", "rust"] if (env.repo / "kvm_x86_rs").is_dir() else ["c"]
-    return [name for name in args.driver or known if name in known]
+    _run(stage, "bochs", ("kvm",), args, upstream_kvm=_upstream_kvm())
 
 
 class Stage(NamedTuple):
