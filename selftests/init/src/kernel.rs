@@ -13,7 +13,10 @@ use std::io::{
     ErrorKind,
     Read, //
 };
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{
+    symlink,
+    OpenOptionsExt, //
+};
 use std::path::Path;
 
 use anyhow::{
@@ -58,6 +61,14 @@ pub(crate) fn prepare() -> Result<()> {
             None::<&str>,
         )
         .context(target)?;
+    }
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(target, link).context(link)?;
     }
     for (name, value) in [("PATH", "/bin"), ("HOME", "/run"), ("TMPDIR", "/run")] {
         env::set_var(name, value);
