@@ -38,6 +38,7 @@ COMMANDS = (
     Command("demo", "demo", "pass a disk to a guest through the Rust driver, and show it"),
     Command("check", "check", "run all tests, or some stages of them"),
     Command("foreign", "foreign", "run VFIO programs of others on both drivers"),
+    Command("latency", "latency", "draw how long interrupts took to get to a guest"),
     Command("fuzz", "fuzz", "make random calls on both drivers, and compare"),
 )
 
