@@ -235,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn no_long_mode_without_pae() {
+        let unknown = Model {
+            efer: efer::LME,
+            ..RESET
+        };
+        let written = |model: Model, trap, value| {
+            let trapped = model.trap(trap, value, &MACHINE);
+            trapped.map_or(model, |(model, _)| model)
+        };
+        let paging = written(unknown, Trap::Cr0, cr0::PE | cr0::PG);
+        assert_eq!(paging.efer, efer::LME);
+        let known = written(paging, Trap::Cr4, cr4::PAE);
+        assert_eq!(known.efer, efer::LME | efer::LMA);
+        let lost = written(known, Trap::Cr4, 0);
+        assert_eq!(lost.efer, efer::LME);
+    }
+
+    #[test]
     fn long_mode_is_not_switched_while_paging() {
         let model = Model {
             cr0: cr0::PE | cr0::PG,

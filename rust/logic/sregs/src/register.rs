@@ -92,9 +92,13 @@ pub struct Model {
 ///
 /// A guest that enables paging with LME set enters long mode without writing EFER, so no trap of
 /// EFER tells of it.
+///
+/// No processor has both of them without CR4.PAE. A model that does is wrong, be it that nobody
+/// told KVM of the guest's PAE, or that user space told what was not so. KVM's MMU takes long mode
+/// without PAE for a bug of its own and ends the VM, so such a model is not in long mode.
 #[must_use]
-pub const fn infer_lma(efer: u64, cr0: u64) -> u64 {
-    if efer & efer::LME != 0 && cr0 & cr0::PG != 0 {
+pub const fn infer_lma(efer: u64, cr0: u64, cr4: u64) -> u64 {
+    if efer & efer::LME != 0 && cr0 & cr0::PG != 0 && cr4 & cr4::PAE != 0 {
         efer | efer::LMA
     } else {
         efer & !efer::LMA

@@ -98,11 +98,12 @@ impl Model {
         let effects = match trap {
             Trap::Cr0 => {
                 new.cr0 = value;
-                new.efer = infer_lma(self.efer, value);
+                new.efer = infer_lma(self.efer, value, self.cr4);
                 effects::of_cr0(self.cr0, value, machine.tdp)
             }
             Trap::Cr4 => {
                 new.cr4 = value;
+                new.efer = infer_lma(self.efer, self.cr0, value);
                 effects::of_cr4(self.cr4, value, machine.tdp)
             }
             Trap::Cr8 => {
@@ -118,7 +119,7 @@ impl Model {
                 if value & machine.efer_reserved != 0 || switches && self.cr0 & cr0::PG != 0 {
                     return Err(GeneralProtection);
                 }
-                new.efer = infer_lma(value, self.cr0);
+                new.efer = infer_lma(value, self.cr0, self.cr4);
                 effects::of_efer(self.efer, new.efer)
             }
         };

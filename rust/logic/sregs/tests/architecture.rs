@@ -702,7 +702,8 @@ proptest! {
         prop_assert_eq!(set.is_err(), !broken(&asked).is_empty());
     }
 
-    /// After any writes, accepted or not, LMA is what LME and PG say, and SVME does not show.
+    /// After any writes, even such as no processor lets through, LMA is what LME and PG say, never
+    /// without PAE, and SVME does not show. A write changes its register, and LMA at most.
     #[test]
     fn lma_stays_true(writes in prop::collection::vec((trap(), value()), 1..30)) {
         let mut model = RESET;
@@ -715,14 +716,13 @@ proptest! {
                 Trap::Cr8 => Field::Cr8,
                 Trap::Efer => Field::Efer,
             };
-            // A write changes its register, and CR0 may change LMA besides.
             for field in untouched {
-                let lma = trap == Trap::Cr0 && field == Field::Efer;
+                let lma = matches!(trap, Trap::Cr0 | Trap::Cr4) && field == Field::Efer;
                 prop_assert!(field == own || lma && model.efer ^ new.efer == efer::LMA);
             }
-            let active = bit(new.efer, 8) && bit(new.cr0, 31);
+            let active = bit(new.efer, 8) && bit(new.cr0, 31) && bit(new.cr4, 5);
             prop_assert_eq!(bit(new.efer, 10), active);
-            prop_assert_eq!(infer_lma(new.efer, new.cr0), new.efer);
+            prop_assert_eq!(infer_lma(new.efer, new.cr0, new.cr4), new.efer);
             prop_assert!(!bit(new.efer, 12));
             model = new;
         }
