@@ -56,7 +56,7 @@ pub use host::{
 
 #[cfg(any(test, vrs_kunit))]
 #[cfg_attr(vrs_kunit, kernel::macros::kunit_tests(stage2_map))]
-#[cfg_attr(vrs_kunit, allow(clippy::arithmetic_side_effects))]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use core::ops::ControlFlow;
