@@ -29,6 +29,7 @@ source_in() {
 	echo '	void (*record)(struct iommu_dirty_bitmap *dirty);' >"$1/include/linux/iommu.h"
 	: >"$1/arch/arm64/include/asm/kvm_s2_device.h"
 	: >"$1/arch/x86/include/asm/kvm_pi_provider.h"
+	: >"$1/arch/x86/include/asm/kvm_sregs_provider.h"
 }
 
 good_kdir() {
@@ -153,5 +154,9 @@ refuses "half_patched" "lacks the patches"
 source_in "$tmp/source"
 rm "$tmp/source/arch/x86/include/asm/kvm_pi_provider.h"
 refuses "patched_for_arm64" "lacks the patches"
+
+source_in "$tmp/source"
+rm "$tmp/source/arch/x86/include/asm/kvm_sregs_provider.h"
+refuses "last_patch_missing" "lacks the patches"
 
 [ "$failed" -eq 0 ]
