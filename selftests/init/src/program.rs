@@ -77,12 +77,17 @@ pub(crate) fn run(
             length => output(&String::from_utf8_lossy(&chunk[..length]))?,
         }
     };
-    if late {
-        // All processes but this one, which is the init.
+    // Only the init may take all processes and all children for its own.
+    let is_init = Pid::this() == Pid::from_raw(1);
+    if late && is_init {
         kill(Pid::from_raw(-1), Signal::SIGKILL)?;
+    } else if late {
+        child.kill()?;
     }
     let status = child.wait()?;
-    reap()?;
+    if is_init {
+        reap()?;
+    }
     Ok(if late {
         End::Late(limit.as_secs())
     } else {
