@@ -89,7 +89,7 @@ refuses() {
 }
 
 echo "KTAP version 1"
-echo "1..20"
+echo "1..23"
 good_kdir
 
 accepts "separate_source"
