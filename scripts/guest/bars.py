@@ -17,7 +17,7 @@ import sys
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kernel import load_module, pins, read, unload_module  # noqa: E402
+from kernel import bar, load_module, pins, read, unload_module  # noqa: E402
 from vmm import Problem, Qemu, Results, containers, eventually, expect  # noqa: E402
 
 NAME = "kvm_arm64_rs"
@@ -29,12 +29,6 @@ LEVEL = {"c": 2, "rust": 1}
 class ArmQemu(Qemu):
     serial_bus = "virtio-serial-pci"
     append = "console=ttyAMA0 quiet panic=-1 rdinit=/init"
-
-
-def bar_of(device, number=2):
-    """(first address, size) of a BAR, from the text of a device's resources."""
-    first, last, _ = (int(word, 0) for word in device.splitlines()[number].split())
-    return first, last - first + 1
 
 
 def stage2(pid):
@@ -66,7 +60,7 @@ def scenario(driver, module, program, qemu, kernel, initramfs, address):
     def run(results):
         before = pins()
         host = f"/sys/bus/pci/devices/{address}"
-        size = bar_of(read(f"{host}/resource"))[1]
+        size = bar(read(f"{host}/resource"), 2)[1]
         if driver == "rust":
             with results.part(f"{NAME} loads"):
                 expect("errno", load_module(module), 0)
@@ -82,7 +76,7 @@ def scenario(driver, module, program, qemu, kernel, initramfs, address):
                 found = guest.sh("cd /sys/bus/pci/devices; grep -l 0x1110 */device").strip()
                 inside = f"/sys/bus/pci/devices/{found.partition('/')[0]}"
                 guest.sh(f"echo 1 >{inside}/enable")
-                ipa, length = bar_of(guest.sh(f"cat {inside}/resource"))
+                ipa, length = bar(guest.sh(f"cat {inside}/resource"), 2)
                 expect("size of the BAR in the guest", length, size)
             use = lambda action, seed: guest.sh(f"barcat {action} {inside}/resource2 --seed {seed}")
             with results.part("what the guest writes is there"):

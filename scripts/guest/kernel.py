@@ -38,6 +38,20 @@ def unload_module(name):
     return ctypes.get_errno()
 
 
+def module_name(path):
+    return os.path.basename(path).removesuffix(".ko").replace("-", "_")
+
+
+def module_users(name):
+    return int(read(f"/sys/module/{name}/refcnt"))
+
+
+def bar(resources, number):
+    """(first address, size) of a BAR, of what sysfs tells about a PCI device's resources."""
+    first, last, _ = (int(word, 0) for word in resources.splitlines()[number].split())
+    return first, last - first + 1 if last else 0
+
+
 def locked(pid="self"):
     """Bytes accounted to a process as locked, which is what type1 pins for it."""
     return int(re.search(r"^VmLck:\s+(\d+) kB", read(f"/proc/{pid}/status"), re.MULTILINE)[1]) << 10

@@ -19,7 +19,8 @@ import sys
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kernel import locked, read, unload_module  # noqa: E402
+from kernel import locked, module_users, unload_module  # noqa: E402
+from ktap import Results  # noqa: E402
 
 VFIO_GET_API_VERSION = 0x3B64
 VFIO_CHECK_EXTENSION = 0x3B65
@@ -34,25 +35,6 @@ IOVA = 16 << 20
 SIZE = 64 << 10
 
 
-def users(name):
-    return int(read(f"/sys/module/{name}/refcnt"))
-
-
-class Results:
-    def __init__(self):
-        self.count = 0
-        self.failed = False
-        print("KTAP version 1")
-
-    def expect(self, what, got, wanted):
-        self.count += 1
-        good = got == wanted
-        if not good:
-            self.failed = True
-            print(f"# got {got}, wanted {wanted}")
-        print(f"{'ok' if good else 'not ok'} {self.count} {what}", flush=True)
-
-
 def main(module, address):
     results = Results()
     container = os.open("/dev/vfio/vfio", os.O_RDWR)
@@ -61,9 +43,9 @@ def main(module, address):
     results.expect("API version is 0", fcntl.ioctl(container, VFIO_GET_API_VERSION), 0)
 
     fcntl.ioctl(group, VFIO_GROUP_SET_CONTAINER, struct.pack("i", container))
-    before = users(module)
+    before = module_users(module)
     fcntl.ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU)
-    results.expect("a container in use holds the module", users(module), before + 1)
+    results.expect("a container in use holds the module", module_users(module), before + 1)
     results.expect("the module refuses to unload while in use", unload_module(module), errno.EWOULDBLOCK)
 
     memory = mmap.mmap(-1, SIZE)
@@ -82,10 +64,9 @@ def main(module, address):
                 struct.pack("IIQQQ", 32, READ_WRITE, vaddr, IOVA, SIZE))
     os.close(group)
     os.close(container)
-    results.expect("a closed container lets the module go", users(module), before)
+    results.expect("a closed container lets the module go", module_users(module), before)
     results.expect("a closed container gives locked memory back", locked(), before_map)
-    print(f"1..{results.count}")
-    return results.failed
+    return results.end()
 
 
 if __name__ == "__main__":

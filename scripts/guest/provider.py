@@ -19,7 +19,8 @@ import threading
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kernel import load_module, read, unload_module  # noqa: E402
+from kernel import load_module, module_name, module_users, read, unload_module  # noqa: E402
+from ktap import Results  # noqa: E402
 
 KVM_CREATE_VM = 0xAE01
 KVM_CREATE_VCPU = 0xAE41
@@ -27,21 +28,6 @@ KVM_CREATE_VCPU = 0xAE41
 MODULE = "kvm_x86_rs"
 REPORT = f"/sys/kernel/debug/{MODULE}/posted_intr"
 ROUNDS = 200
-
-
-class Results:
-    def __init__(self):
-        self.count = 0
-        self.failed = False
-        print("KTAP version 1")
-
-    def expect(self, what, got, wanted):
-        self.count += 1
-        good = got == wanted
-        if not good:
-            self.failed = True
-            print(f"# got {got}, wanted {wanted}")
-        print(f"{'ok' if good else 'not ok'} {self.count} {what}", flush=True)
 
 
 @contextlib.contextmanager
@@ -55,10 +41,6 @@ def vm():
     finally:
         for fd in reversed(fds):
             os.close(fd)
-
-
-def users():
-    return int(read(f"/sys/module/{MODULE}/refcnt"))
 
 
 def storm(module):
@@ -97,19 +79,18 @@ def life(module, vendor):
     results.expect("it reports on each CPU", [line.split()[:2] for line in report[:cpus]],
                    [["cpu", str(cpu)] for cpu in range(cpus)])
     results.expect("a second one is refused", load_module(module), errno.EEXIST)
-    results.expect("nobody holds it", users(), 0)
+    results.expect("nobody holds it", module_users(MODULE), 0)
     with vm():
-        results.expect("a VM holds it", users(), 1)
+        results.expect("a VM holds it", module_users(MODULE), 1)
         with vm():
-            results.expect("each VM does", users(), 2)
+            results.expect("each VM does", module_users(MODULE), 2)
         results.expect("it refuses to unload while there is one", unload_module(MODULE), errno.EWOULDBLOCK)
-    results.expect("without VMs nobody holds it", users(), 0)
+    results.expect("without VMs nobody holds it", module_users(MODULE), 0)
 
-    name = os.path.basename(vendor).removesuffix(".ko").replace("-", "_")
-    results.expect("KVM's vendor module goes before it", unload_module(name), 0)
+    results.expect("KVM's vendor module goes before it", unload_module(module_name(vendor)), 0)
     results.expect("... and comes after it", load_module(vendor), 0)
     with vm():
-        results.expect("a VM holds it then, too", users(), 1)
+        results.expect("a VM holds it then, too", module_users(MODULE), 1)
     results.expect("it unloads", unload_module(MODULE), 0)
 
     with vm():
@@ -123,8 +104,7 @@ def life(module, vendor):
                    [0, errno.EBUSY])
     results.expect("... and no VM fails for it", {*created}, {0})
     print(f"# loaded {loads.count(0)} of {ROUNDS} times while {len(created)} VMs came and went")
-    print(f"1..{results.count}")
-    return results.failed
+    return results.end()
 
 
 def counts():
@@ -155,8 +135,7 @@ def threads(module, tests, posts):
                    total["woken"] > total["waited"] // 2 > int(posts) // 2, True)
     results.expect("the threads are unloaded", unload_module("kvm_intel"), 0)
     results.expect("it unloads", unload_module(MODULE), 0)
-    print(f"1..{results.count}")
-    return results.failed
+    return results.end()
 
 
 if __name__ == "__main__":

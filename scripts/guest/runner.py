@@ -26,9 +26,8 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import kernel  # noqa: E402
-from kernel import libc, pinned_pages, read, unload_module, write  # noqa: E402
+from kernel import bar, libc, load_module, module_name, pinned_pages, read, unload_module, write  # noqa: E402
 
-FINIT_MODULE = {"x86_64": 313, "aarch64": 273}[os.uname().machine]
 RB_POWER_OFF = 0x4321FEDC
 
 
@@ -62,24 +61,9 @@ def find_port(name):
     raise Trouble(f"no virtio port is called {name}")
 
 
-def load_module(path, parameters=""):
-    """0, or the errno the kernel refused with."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.syscall(ctypes.c_long(FINIT_MODULE), fd, parameters.encode(), 0) == 0:
-            return 0
-        return ctypes.get_errno()
-    finally:
-        os.close(fd)
-
-
 def require_module(path, parameters=""):
     if (error := load_module(path, parameters)) not in (0, errno.EEXIST):
         raise Trouble(f"{module_name(path)} does not load: {os.strerror(error)}")
-
-
-def module_name(path):
-    return os.path.basename(path).removesuffix(".ko").replace("-", "_")
 
 
 def loaded(name):
@@ -98,14 +82,9 @@ def find_device(ident, memory=0):
             if attribute("class").startswith(code):
                 return address
         elif (attribute("vendor"), attribute("device")) == (kind, code):
-            if not memory or bar_size(f"{base}/{address}", 2) == memory:
+            if not memory or bar(read(f"{base}/{address}/resource"), 2)[1] == memory:
                 return address
     raise Missing(f"PCI device {ident}" + (f" with {memory} bytes of memory" if memory else ""))
-
-
-def bar_size(device, number):
-    first, last, _ = (int(word, 0) for word in read(f"{device}/resource").splitlines()[number].split())
-    return last - first + 1 if last else 0
 
 
 def bind(address, driver):
