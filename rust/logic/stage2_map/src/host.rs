@@ -155,9 +155,15 @@ impl<'a, T: HostTable> Prover<'a, T> {
         (largest, plan.bound())
     }
 
-    fn prove(&self, block: Block) -> Result<(), Bound> {
+    /// Has `judge` hear of each leaf of `block` whether it may be part of it, until it breaks with
+    /// what is against the block.
+    fn judge(
+        &self,
+        block: Block,
+        mut judge: impl FnMut(Result<(), Bound>) -> ControlFlow<Bound>,
+    ) -> Result<(), Bound> {
         let mut left = self.leaves;
-        let mut bound = None;
+        let mut against = None;
         let walked = self.table.walk(block.hvas(), &mut |leaf| {
             let admitted = match left.checked_sub(1) {
                 Some(rest) => {
@@ -166,53 +172,45 @@ impl<'a, T: HostTable> Prover<'a, T> {
                 }
                 None => Err(Bound::Budget),
             };
-            match admitted {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    bound = Some(why);
+            match judge(admitted) {
+                ControlFlow::Continue(()) => ControlFlow::Continue(()),
+                ControlFlow::Break(bound) => {
+                    against = Some(bound);
                     ControlFlow::Break(())
                 }
             }
         });
-        match (bound, walked) {
+        match (against, walked) {
             (Some(bound), _) => Err(bound),
             (None, Err(Unreadable)) => Err(Bound::Missing),
             (None, Ok(())) => Ok(()),
         }
     }
 
+    fn prove(&self, block: Block) -> Result<(), Bound> {
+        self.judge(block, |admitted| match admitted {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(bound) => ControlFlow::Break(bound),
+        })
+    }
+
     /// Looks at the leaves of `block`, to see whether it pays to have those filled that are missing.
     ///
     /// What this says holds for no time at all, unlike [`Prover::largest`] under KVM's lock.
     pub fn prospect(&self, block: Block) -> Prospect {
-        let mut left = self.leaves;
         let mut missing = 0u32;
-        let mut never = None;
-        let walked = self.table.walk(block.hvas(), &mut |leaf| {
-            let admitted = match left.checked_sub(1) {
-                Some(rest) => {
-                    left = rest;
-                    self.pattern.admit(leaf, block)
-                }
-                None => Err(Bound::Budget),
-            };
-            match admitted {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(Bound::Missing) if !self.pattern.alone => {
-                    missing = missing.saturating_add(1);
-                    ControlFlow::Continue(())
-                }
-                Err(bound) => {
-                    never = Some(bound);
-                    ControlFlow::Break(())
-                }
+        let judged = self.judge(block, |admitted| match admitted {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(Bound::Missing) if !self.pattern.alone => {
+                missing = missing.saturating_add(1);
+                ControlFlow::Continue(())
             }
+            Err(bound) => ControlFlow::Break(bound),
         });
-        match (never, walked, missing) {
-            (Some(bound), ..) => Prospect::Never(bound),
-            (None, Err(Unreadable), _) => Prospect::Never(Bound::Missing),
-            (None, Ok(()), 0) => Prospect::Proven,
-            (None, Ok(()), missing) => Prospect::Missing(missing),
+        match (judged, missing) {
+            (Err(bound), _) => Prospect::Never(bound),
+            (Ok(()), 0) => Prospect::Proven,
+            (Ok(()), missing) => Prospect::Missing(missing),
         }
     }
 
