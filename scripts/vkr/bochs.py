@@ -9,18 +9,15 @@ There is no boot loader: Bochs itself loads the kernel into memory, and what
 boots it, from a floppy disk, are twenty-five bytes.
 """
 
-import hashlib
-import json
 import re
 import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import env, host, toolchain, ui
+from . import env, host, patched, ui
 
-#: The release source and BIOS are of. Debian 12 has an older Bochs without posted interrupts.
-RELEASE = "trixie"
+# Source and BIOS are of patched.RELEASE: Debian 12 has an older Bochs without posted interrupts.
 PROGRAM = "bochs"
 BIOS = "BIOS-bochs-latest"
 
@@ -60,33 +57,24 @@ def ensure():
 
 
 def _find(digest):
-    """The newest of those built in this way, whatever version the archive has by now."""
-    found = {toolchain._key(host.upstream(path.parent.name.partition("_")[2])): path.parent
-             for path in env.paths.programs.glob(f"bochs_*_{digest}/{PROGRAM}")}
-    return Emulator(found[max(found)]) if found else None
+    found = patched.newest(f"bochs_*_{digest}/{PROGRAM}")
+    return Emulator(found.parent) if found else None
 
 
 def _digest():
-    said = {
-        # What a patch says before its first file is for readers.
-        "patches": [(FOLDER / name).read_text().partition("\n--- a/")[2] for name in PATCHES],
-        "options": OPTIONS, "flags": FLAGS, "release": host.distribution().get("VERSION_CODENAME", ""),
-        "compiler": toolchain._first_line([host._which("g++"), "--version"]),
-    }
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    return patched.digest("g++", patches=patched.changes(FOLDER, PATCHES), options=OPTIONS, flags=FLAGS)
 
 
 def _build(digest):
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise ui.StepFailed("Bochs is built of Debian's source, and this host has no apt to get it with")
+    patched.need_apt("Bochs is built of")
     # Kept if something fails, to go on from there.
     work = env.paths.programs / f".bochs_{digest}"
     work.mkdir(parents=True, exist_ok=True)
     with ui.step("Bochs with VMX"):
-        version = _source(work)
+        _source(work)
         _bios(work)
         _compile(work / "source")
-        folder = env.paths.programs / f"bochs_{version}_{digest}"
+        folder = env.paths.programs / f"bochs_{(work / 'version').read_text()}_{digest}"
         with env.fresh(folder) as scratch:
             shutil.copy(work / "source" / PROGRAM, scratch)
             shutil.copy(work / "bios" / "usr" / "share" / "bochs" / BIOS, scratch)
@@ -95,24 +83,16 @@ def _build(digest):
 
 
 def _source(work):
-    source, said = work / "source", work / "version"
-    if not source.exists():
-        apt = host.Apt("bochs-source", (RELEASE, f"{RELEASE}-updates"), sources=True)
-        apt.update("Look for the source of Bochs")
-        with env.fresh(source) as scratch:
-            version = apt.source("bochs", scratch)
-            for name in PATCHES:
-                ui.run(["patch", "-d", scratch, "-p1", "--batch", "-i", FOLDER / name], title=f"Apply {name}",
-                       log=env.paths.logs / "bochs.log", hint=f"it is for Bochs 3.0 and has to be adapted to {version}")
-            said.write_text(version)
-    return said.read_text()
+    if not (work / "source").exists():
+        with patched.source("bochs", "Bochs", work, FOLDER, PATCHES, env.paths.logs / "bochs.log", "Bochs 3.0"):
+            pass
 
 
 def _bios(work):
     """Its machine code is the same everywhere, so the package is not one of the host's release."""
     if (root := work / "bios").exists():
         return
-    apt = host.Apt("bochs-bios", (RELEASE, f"{RELEASE}-updates"))
+    apt = host.Apt("bochs-bios", (patched.RELEASE, f"{patched.RELEASE}-updates"))
     apt.update("Look for the BIOS of Bochs")
     with env.fresh(root) as scratch:
         apt.unpack(["bochsbios"], scratch)

@@ -7,15 +7,12 @@ fetched into the cache, where it is built once; nothing is installed. What was
 compiled before an interruption is not compiled again.
 """
 
-import hashlib
-import json
 import re
 import shutil
 
-from . import env, host, toolchain, ui
+from . import env, host, patched, ui
 
-#: The release the source is of. Debian 12 has it, too, as the binary among its backports.
-RELEASE = "trixie"
+# The source is of patched.RELEASE. Debian 12 has it, too, as the binary among its backports.
 TARGET = "x86_64-softmmu"
 PROGRAM = "qemu-system-x86_64"
 
@@ -43,22 +40,13 @@ def ensure():
 
 
 def _find(digest):
-    """The newest of those built in this way, whatever version the archive has by now."""
-    found = {toolchain._key(host.upstream(path.parent.name.partition("_")[2])): path
-             for path in env.paths.programs.glob(f"qemu-hwdbm_*_{digest}/{PROGRAM}")}
-    return str(found[max(found)]) if found else None
+    found = patched.newest(f"qemu-hwdbm_*_{digest}/{PROGRAM}")
+    return str(found) if found else None
 
 
 def _digest():
-    # What a patch says before its first file is for readers.
-    patches = [(FOLDER / name).read_text().partition("\n--- a/")[2] for name in PATCHES]
-    said = {
-        "files": patches + [(FOLDER / name).read_text() for name in (DEVICES, TOOLS)],
-        "options": OPTIONS, "packages": PACKAGES, "firmware": _firmware(),
-        "release": host.distribution().get("VERSION_CODENAME", ""),
-        "compiler": toolchain._first_line([host._which("gcc"), "--version"]),
-    }
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+    files = patched.changes(FOLDER, PATCHES) + [(FOLDER / name).read_text() for name in (DEVICES, TOOLS)]
+    return patched.digest("gcc", files=files, options=OPTIONS, packages=PACKAGES, firmware=_firmware())
 
 
 def _firmware():
@@ -68,8 +56,7 @@ def _firmware():
 
 
 def _build(digest):
-    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise ui.StepFailed("a QEMU that sets dirty bits is built of Debian's, and this host has no apt to get it with")
+    patched.need_apt("a QEMU that sets dirty bits is built of")
     # Kept if something fails, to go on from there.
     work = env.paths.programs / f".qemu-hwdbm_{digest}"
     work.mkdir(parents=True, exist_ok=True)
@@ -88,18 +75,10 @@ def _build(digest):
 
 
 def _source(work):
-    source = work / "source"
-    if source.exists():
+    if (work / "source").exists():
         return
-    apt = host.Apt("qemu-source", (RELEASE, f"{RELEASE}-updates"), sources=True)
-    apt.update("Look for the source of QEMU")
-    with env.fresh(source) as scratch:
-        version = apt.source("qemu", scratch)
-        for name in PATCHES:
-            ui.run(["patch", "-d", scratch, "-p1", "--batch", "-i", FOLDER / name], title=f"Apply {name}",
-                   log=env.paths.logs / "qemu.log", hint=f"it is for QEMU 10.0 and has to be adapted to {version}")
+    with patched.source("qemu", "QEMU", work, FOLDER, PATCHES, env.paths.logs / "qemu.log", "QEMU 10.0") as scratch:
         shutil.copy(FOLDER / DEVICES, scratch / "configs" / "devices" / TARGET / "vkr.mak")
-        (work / "version").write_text(version)
 
 
 def _libraries(work):
