@@ -62,11 +62,7 @@ impl PostedInterrupts {
             },
             GFP_KERNEL,
         )?;
-        let registration = Registration::new(module, Self(state.clone())).inspect_err(|error| {
-            if *error == EBUSY {
-                pr_err!("posted interrupts cannot change hands while there are VMs or is another provider\n");
-            }
-        })?;
+        let registration = Registration::new(module, Self(state.clone()))?;
         Ok((registration, Report(state)))
     }
 }

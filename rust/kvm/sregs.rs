@@ -245,7 +245,7 @@ const _: () = {
 
 /// A [`Keeper`] that KVM asks, until dropped.
 ///
-/// Each VM pins the module, so the drop runs with none.
+/// VMs pin the module, so the drop runs with none.
 pub struct Registration<K: Keeper> {
     provider: KBox<kvm_sregs_provider>,
     _keeper: PhantomData<K>,

@@ -19,7 +19,7 @@ import threading
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kernel import load_module, module_name, module_users, read, unload_module  # noqa: E402
+from kernel import Log, load_module, module_name, module_users, read, unload_module, write  # noqa: E402
 from ktap import Results  # noqa: E402
 
 KVM_CREATE_VM = 0xAE01
@@ -28,6 +28,11 @@ KVM_CREATE_VCPU = 0xAE41
 MODULE = "kvm_x86_rs"
 REPORT = f"/sys/kernel/debug/{MODULE}/posted_intr"
 ROUNDS = 200
+EVENT = "kvm/kvm_register_provider"
+TRACING = "/sys/kernel/tracing"
+
+# Parts of KVM that the module registers for. Each holds it while there is a VM.
+PARTS = 2
 
 
 @contextlib.contextmanager
@@ -81,23 +86,33 @@ def life(module, vendor):
     results.expect("a second one is refused", load_module(module), errno.EEXIST)
     results.expect("nobody holds it", module_users(MODULE), 0)
     with vm():
-        results.expect("a VM holds it", module_users(MODULE), 1)
+        results.expect("a VM holds it", module_users(MODULE), PARTS)
         with vm():
-            results.expect("each VM does", module_users(MODULE), 2)
+            results.expect("a second VM does not hold it again", module_users(MODULE), PARTS)
+        results.expect("the first VM still holds it", module_users(MODULE), PARTS)
         results.expect("it refuses to unload while there is one", unload_module(MODULE), errno.EWOULDBLOCK)
     results.expect("without VMs nobody holds it", module_users(MODULE), 0)
 
     results.expect("KVM's vendor module goes before it", unload_module(module_name(vendor)), 0)
     results.expect("... and comes after it", load_module(vendor), 0)
     with vm():
-        results.expect("a VM holds it then, too", module_users(MODULE), 1)
+        results.expect("a VM holds it then, too", module_users(MODULE), PARTS)
     results.expect("it unloads", unload_module(MODULE), 0)
 
-    with vm():
+    write(f"{TRACING}/events/{EVENT}/enable", "1")
+    log = Log()
+    with vm(), vm():
         results.expect("it is refused while there is a VM", load_module(module), errno.EBUSY)
         results.expect("... and leaves nothing behind", os.path.exists(f"/sys/module/{MODULE}"), False)
+    results.expect("the log says why", [line.partition("] ")[2] for line in log.news() if " refused " in line],
+                   [f"kvm: posted interrupts: refused to {MODULE}: provided by KVM, 2 VMs exist"])
     results.expect("it loads again afterwards", load_module(module), 0)
     results.expect("it unloads again", unload_module(MODULE), 0)
+    results.expect("each registration is traced", re.findall(r"kvm_register_provider: (.*)", read(f"{TRACING}/trace")),
+                   [f"part posted interrupts owner {MODULE} nr_vms 2 result {-errno.EBUSY}",
+                    f"part posted interrupts owner {MODULE} nr_vms 0 result 0",
+                    f"part special registers owner {MODULE} nr_vms 0 result 0"])
+    write(f"{TRACING}/events/{EVENT}/enable", "0")
 
     loads, created = storm(module)
     results.expect("in a storm of VMs it loads, or is refused for one", sorted({*loads, 0, errno.EBUSY}),
