@@ -30,6 +30,8 @@ void vrs_raw_spin_also_released(raw_spinlock_t *lock);
 void __percpu *vrs_alloc_percpu(size_t size, size_t align);
 void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu);
 bool vrs_cpu_possible(unsigned int cpu);
+int vrs_cpu_dead_register(const char *name, int (*dead)(unsigned int cpu));
+void vrs_cpu_dead_unregister(int state);
 
 /* mm.c */
 int vrs_mmap_write_lock_killable(struct mm_struct *mm);

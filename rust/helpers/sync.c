@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/cpuhotplug.h>
 #include <linux/cpumask.h>
 #include <linux/percpu.h>
 #include <linux/spinlock.h>
@@ -66,4 +67,14 @@ void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu)
 bool vrs_cpu_possible(unsigned int cpu)
 {
 	return cpu_possible(cpu);
+}
+
+int vrs_cpu_dead_register(const char *name, int (*dead)(unsigned int cpu))
+{
+	return cpuhp_setup_state_nocalls(CPUHP_BP_PREPARE_DYN, name, NULL, dead);
+}
+
+void vrs_cpu_dead_unregister(int state)
+{
+	cpuhp_remove_state_nocalls(state);
 }

@@ -6,12 +6,17 @@
 //!
 //! # Unsafe code
 //!
-//! Wraps the C lock functions and per-CPU memory.
+//! Wraps the C lock functions, per-CPU memory and CPU hotplug.
 
+mod hotplug;
 mod percpu;
 mod raw_spinlock;
 mod rwsem;
 
+pub use hotplug::{
+    CpuDead,
+    OnCpuDead, //
+};
 pub use percpu::{
     PerCpu,
     PossibleCpu, //
