@@ -6,7 +6,8 @@
 //!
 //! - `cpu N`: vCPUs that wait on CPU N now; that have waited there; of these, those that notified
 //!   themselves of an interrupt that came while they fell asleep; notifications that arrived at
-//!   the CPU; vCPUs that these woke. A vCPU that others woke was woken by no notification.
+//!   the CPU; vCPUs that these woke; vCPUs that were woken because the CPU went offline. A vCPU that
+//!   others woke was woken by no notification.
 //! - `bypass`: VMs to which a device came that can post.
 //! - `irte`: interrupts of devices that were made to be posted, and to come to the host again; and
 //!   refused changes of either kind.
@@ -103,13 +104,14 @@ impl debugfs::Writer for Report {
         for (cpu, counts) in state.lists.counts() {
             writeln!(
                 f,
-                "cpu {} waiting {} waited {} notified-themselves {} notifications {} woken {}",
+                "cpu {} waiting {} waited {} notified-themselves {} notifications {} woken {} stranded {}",
                 cpu.as_u32(),
                 counts.waiting,
                 counts.waited,
                 counts.notified_themselves,
                 counts.notifications,
                 counts.woken,
+                counts.stranded,
             )?;
         }
         writeln!(f, "bypass {}", state.bypasses.load(Relaxed))?;

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/preempt.h>
+
 #include <asm/apic.h>
 #include <asm/irq_vectors.h>
 #include <asm/page.h>
@@ -25,4 +27,12 @@ bool vrs_kvm_x2apic(void)
 void vrs_kvm_notify_self(void)
 {
 	__apic_send_IPI_self(POSTED_INTR_WAKEUP_VECTOR);
+}
+
+/* As above, where IRQs are enabled. */
+void vrs_kvm_notify_this_cpu(void)
+{
+	preempt_disable();
+	__apic_send_IPI_self(POSTED_INTR_WAKEUP_VECTOR);
+	preempt_enable();
 }

@@ -58,6 +58,8 @@ use posted_intr::{
 };
 use sync::{
     new_raw_spinlock,
+    CpuDead,
+    OnCpuDead,
     PerCpu,
     PossibleCpu,
     RawSpinLock, //
@@ -284,6 +286,8 @@ pub struct Counts {
     pub notifications: u64,
     /// vCPUs that were woken by them.
     pub woken: u64,
+    /// vCPUs that were woken because the CPU had gone offline.
+    pub stranded: u64,
 }
 
 /// The vCPUs that wait on a CPU.
@@ -311,6 +315,7 @@ impl Waiting {
                 notified_themselves: 0,
                 notifications: 0,
                 woken: 0,
+                stranded: 0,
             },
         }
     }
@@ -359,6 +364,33 @@ impl Waiting {
         self.counts.waiting = self.counts.waiting.wrapping_sub(1);
     }
 
+    /// Wakes the vCPUs for which `to_be_woken`, which is what it returns. This is the list of `cpu`.
+    #[inline(always)]
+    fn wake(
+        &self,
+        cpu: PossibleCpu,
+        host: &c::kvm_pi_host,
+        to_be_woken: impl Fn(&Descriptor<Shared>) -> bool,
+    ) -> u64 {
+        let mut woken = 0u64;
+        self.for_each(|vcpu| {
+            if to_be_woken(vcpu.descriptor()) {
+                if let Some(wake_up) = host.wake_up {
+                    // SAFETY: Both are KVM's. This neither sleeps nor comes back here.
+                    unsafe { wake_up(vcpu.0.get()) };
+                }
+                woken = woken.wrapping_add(1);
+            }
+        });
+        // SAFETY: The key is C's.
+        if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wakeup, bindings::tracepoint, key) }
+        {
+            // SAFETY: No precondition.
+            unsafe { c::vrs_trace_pi_wakeup(cpu.as_u32(), self.counts.waiting, woken) };
+        }
+        woken
+    }
+
     /// Calls `found` for each vCPU.
     #[inline(always)]
     fn for_each(&self, mut found: impl FnMut(&Vcpu)) {
@@ -392,7 +424,11 @@ impl Cpu {
 }
 
 /// The wakeup lists of all CPUs.
-pub struct Lists(PerCpu<Cpu>);
+pub struct Lists {
+    cpus: PerCpu<Cpu>,
+    /// A CPU whose vCPUs are to be woken, as it is offline, plus one; or 0.
+    gone: Atomic<u32>,
+}
 
 /// lockdep's subclass of those who take a list's lock within the scheduler.
 const SCHED_OUT: u32 = 1;
@@ -404,13 +440,16 @@ impl Lists {
     ///
     /// `ENOMEM`.
     pub fn new() -> Result<Self> {
-        Ok(Self(PerCpu::new(Cpu::new)?))
+        Ok(Self {
+            cpus: PerCpu::new(Cpu::new)?,
+            gone: Atomic::new(0),
+        })
     }
 
     /// What has happened, by CPU.
     pub fn counts(&self) -> impl Iterator<Item = (PossibleCpu, Counts)> + '_ {
         PossibleCpu::all().map(|id| {
-            let cpu = self.0.get(id);
+            let cpu = self.cpus.get(id);
             let counts = cpu.waiting.lock_irqsave().counts;
             let notified_themselves = cpu.notified_themselves.load(Relaxed);
             (
@@ -425,25 +464,44 @@ impl Lists {
 
     /// The wakeup vector has arrived at `cpu`, this CPU.
     fn notified(&self, cpu: PossibleCpu, irqs: &LocalInterruptDisabled, host: &c::kvm_pi_host) {
-        let mut waiting = self.0.get(cpu).waiting.lock(irqs);
-        let mut woken = 0u64;
-        waiting.for_each(|vcpu| {
-            if posted_intr::to_be_woken(vcpu.descriptor()) {
-                if let Some(wake_up) = host.wake_up {
-                    // SAFETY: Both are KVM's. This neither sleeps nor comes back here.
-                    unsafe { wake_up(vcpu.0.get()) };
-                }
-                woken = woken.wrapping_add(1);
-            }
-        });
+        let mut waiting = self.cpus.get(cpu).waiting.lock(irqs);
+        let woken = waiting.wake(cpu, host, posted_intr::to_be_woken);
         waiting.counts.notifications = waiting.counts.notifications.wrapping_add(1);
         waiting.counts.woken = waiting.counts.woken.wrapping_add(woken);
-        // SAFETY: The key is C's.
-        if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wakeup, bindings::tracepoint, key) }
-        {
-            // SAFETY: No precondition.
-            unsafe { c::vrs_trace_pi_wakeup(cpu.as_u32(), waiting.counts.waiting, woken) };
+        drop(waiting);
+
+        if self.gone.load(Relaxed) != 0 {
+            self.wake_stranded(irqs, host);
         }
+    }
+
+    /// Wakes all who wait on a CPU that has gone, wherever they are notified from now on.
+    #[cold]
+    fn wake_stranded(&self, irqs: &LocalInterruptDisabled, host: &c::kvm_pi_host) {
+        let Some(cpu) = self.gone.xchg(0, Full).checked_sub(1) else {
+            return;
+        };
+        // SAFETY: The CPU was online once.
+        let cpu = unsafe { PossibleCpu::new_unchecked(cpu) };
+        let mut waiting = self.cpus.get(cpu).waiting.lock(irqs);
+        let woken = waiting.wake(cpu, host, |_| true);
+        waiting.counts.stranded = waiting.counts.stranded.wrapping_add(woken);
+    }
+}
+
+/// Wakes the vCPUs that wait on a CPU that goes offline, as notifications are still sent there.
+///
+/// A vCPU that is woken is loaded on another CPU, and has notifications sent there if it halts again.
+struct Stranded;
+
+impl CpuDead for Stranded {
+    fn dead(cpu: PossibleCpu) {
+        // SAFETY: `Registration` has this called only while a provider is registered.
+        let lists = unsafe { REGISTERED.lists() };
+        // Only KVM can wake a vCPU, and it has told how to nobody but the handler.
+        lists.gone.store(cpu.as_u32().wrapping_add(1), Relaxed);
+        // SAFETY: The handler is this provider's, or ignores the vector.
+        unsafe { c::vrs_kvm_notify_this_cpu() };
     }
 }
 
@@ -463,7 +521,7 @@ impl Wakeup for Halting<'_> {
         let irqs = unsafe { LocalInterruptDisabled::assume_disabled() };
         let mut waiting = self
             .lists
-            .0
+            .cpus
             .get(self.cpu)
             .waiting
             .lock_nested::<SCHED_OUT>(irqs);
@@ -474,7 +532,7 @@ impl Wakeup for Halting<'_> {
 
     #[inline(always)]
     fn delist(&self) {
-        let list = &self.lists.0.get(self.cpu).waiting;
+        let list = &self.lists.cpus.get(self.cpu).waiting;
         let mut waiting = list.lock_irqsave_also_nested::<SCHED_OUT>();
         // SAFETY: `load` does this for a vCPU that `put` had inserted, on the CPU it left, which is
         // this one.
@@ -483,7 +541,7 @@ impl Wakeup for Halting<'_> {
 
     #[inline(always)]
     fn notify_self(&self) {
-        let cpu = self.lists.0.get(self.cpu);
+        let cpu = self.lists.cpus.get(self.cpu);
         cpu.notified_themselves.fetch_add(1, Relaxed);
         self.notified.set(true);
         // SAFETY: Interrupts are disabled, so this is the CPU; see `enlist`.
@@ -542,32 +600,23 @@ impl Registered {
     }
 }
 
-/// A provider that KVM calls, until dropped.
+/// Functions that KVM calls, until dropped.
 ///
 /// # Invariants
 ///
 /// KVM has the address of the table, and [`REGISTERED`] that of the provider.
-pub struct Registration<T: Provider> {
+struct Functions<T: Provider> {
     ops: KBox<c::kvm_pi_provider>,
-    provider: KBox<T>,
+    _provider: KBox<T>,
 }
 
 // SAFETY: The table is KVM's until this is dropped; providers can be sent.
-unsafe impl<T: Provider> Send for Registration<T> {}
-// SAFETY: It shares nothing but the provider.
-unsafe impl<T: Provider> Sync for Registration<T> {}
+unsafe impl<T: Provider> Send for Functions<T> {}
+// SAFETY: It shares nothing.
+unsafe impl<T: Provider> Sync for Functions<T> {}
 
-impl<T: Provider> Registration<T> {
-    /// Registers a provider.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` if there is another, or any VM; `ENOMEM`.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    pub fn new(module: &'static ThisModule, provider: T) -> Result<Self> {
+impl<T: Provider> Functions<T> {
+    fn register(module: &'static ThisModule, provider: T) -> Result<Self> {
         let provider = KBox::new(provider, GFP_KERNEL)?;
         let ops = KBox::new(
             c::kvm_pi_provider {
@@ -599,23 +648,49 @@ impl<T: Provider> Registration<T> {
             return Err(error);
         }
         // INVARIANT: As was just done.
-        Ok(Self { ops, provider })
+        Ok(Self {
+            ops,
+            _provider: provider,
+        })
     }
 }
 
-impl<T: Provider> core::ops::Deref for Registration<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.provider
-    }
-}
-
-impl<T: Provider> Drop for Registration<T> {
+impl<T: Provider> Drop for Functions<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant. None of the functions runs when this returns.
         unsafe { c::kvm_unregister_pi_provider(&*self.ops) };
         REGISTERED.taken.xchg(0, Full);
+    }
+}
+
+/// A provider that KVM calls, until dropped.
+///
+/// # Invariants
+///
+/// `_stranded` is dropped before the functions, which it needs to be registered.
+pub struct Registration<T: Provider> {
+    _stranded: OnCpuDead<Stranded>,
+    _functions: Functions<T>,
+}
+
+impl<T: Provider> Registration<T> {
+    /// Registers a provider.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if there is another, or any VM; `ENOMEM`; `ENOSPC` if too many look for CPUs that go
+    /// offline.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub fn new(module: &'static ThisModule, provider: T) -> Result<Self> {
+        let functions = Functions::register(module, provider)?;
+        // INVARIANT: Fields are dropped in the order of their declaration.
+        Ok(Self {
+            _stranded: OnCpuDead::new(c"kvm_x86_rs:posted_intr")?,
+            _functions: functions,
+        })
     }
 }
 

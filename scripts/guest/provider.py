@@ -144,8 +144,10 @@ def threads(module, tests, posts):
         results.expect(f"threads.{name}", verdict, "ok")
     total = counts()
     print(f"# {total}")
-    results.expect("all three tests have run", results.count, 5)
+    results.expect("all four tests have run", results.count, 6)
     results.expect("no list has anybody left", total["waiting"], 0)
+    # Three vCPUs in each round.
+    results.expect("who waits on a CPU that goes offline is woken", total["stranded"] >= 15, True)
     results.expect("most that waited were woken by their interrupts",
                    total["woken"] > total["waited"] // 2 > int(posts) // 2, True)
     results.expect("the threads are unloaded", unload_module("kvm_intel"), 0)

@@ -7,6 +7,7 @@
  * by an interrupt to the CPU that the descriptor names, on the real vectors.
  */
 #include <kunit/test.h>
+#include <linux/cpu.h>
 #include <linux/cpumask.h>
 #include <linux/delay.h>
 #include <linux/kthread.h>
@@ -33,6 +34,9 @@ MODULE_PARM_DESC(posts, "Interrupts posted to each vCPU in each test (20000).");
 #define PATIENCE	(20 * HZ)
 
 static const struct kvm_pi_provider *provider;
+
+/* CPUs come and go. */
+static bool offlining;
 
 struct vcpu {
 	struct kvm_pi_vcpu pi;
@@ -166,8 +170,11 @@ static void post(struct vcpu *vcpu)
 	} while (!try_cmpxchg64(&desc->control, &old.control, new.control));
 
 	cpu = cpu_of(new.ndst);
-	if (WARN_ONCE(cpu < 0, "no CPU has NDST %#x\n", new.ndst))
+	if (cpu < 0) {
+		/* The CPU is offline, and its APIC deaf. */
+		WARN_ONCE(!READ_ONCE(offlining), "no CPU has NDST %#x\n", new.ndst);
 		return;
+	}
 	migrate_disable();
 	__apic_send_IPI_mask(cpumask_of(cpu), new.nv);
 	migrate_enable();
@@ -327,10 +334,63 @@ static void first_device(struct kunit *test)
 	}
 }
 
+/* Does it wait on that CPU for the wakeup vector? */
+static bool waits_on(struct vcpu *vcpu, int cpu)
+{
+	unsigned long end = jiffies + PATIENCE;
+
+	while (READ_ONCE(vcpu->pi.desc.nv) != POSTED_INTR_WAKEUP_VECTOR ||
+	       READ_ONCE(vcpu->cpu) != cpu) {
+		if (time_after(jiffies, end))
+			return false;
+		yield();
+	}
+	return true;
+}
+
+/* The CPU that all halt on goes, and the next interrupt is posted to it all the same. */
+static void offline_rounds(struct kunit *test, unsigned int cpu)
+{
+	unsigned long number = 0;
+
+	for (unsigned int n = 1; n <= max(posts / 1000, 5u); n++) {
+		number++;
+		for (int i = 0; i < VCPUS; i++) {
+			set_cpus_allowed_ptr(vcpus[i]->task, cpumask_of(cpu));
+			post(vcpus[i]);
+			KUNIT_ASSERT_TRUE(test, arrives(vcpus[i], number));
+		}
+		for (int i = 0; i < VCPUS; i++)
+			KUNIT_ASSERT_TRUE(test, waits_on(vcpus[i], cpu));
+
+		KUNIT_ASSERT_EQ(test, remove_cpu(cpu), 0);
+		number++;
+		for (int i = 0; i < VCPUS; i++) {
+			post(vcpus[i]);
+			if (!arrives(vcpus[i], number))
+				KUNIT_FAIL(test, "round %u: interrupt %lu of vCPU %d is lost: control %#llx\n",
+					   n, number, i, vcpus[i]->pi.desc.control);
+		}
+		KUNIT_ASSERT_EQ(test, add_cpu(cpu), 0);
+	}
+}
+
+static void offline(struct kunit *test)
+{
+	unsigned int cpu = cpumask_last(cpu_online_mask);
+
+	if (cpu == cpumask_first(cpu_online_mask))
+		kunit_skip(test, "there is one CPU");
+	KUNIT_ASSERT_EQ(test, create(test, true), 0);
+	WRITE_ONCE(offlining, true);
+	offline_rounds(test, cpu);
+}
+
 static struct kunit_case cases[] = {
 	KUNIT_CASE_SLOW(staying),
 	KUNIT_CASE_SLOW(moving),
 	KUNIT_CASE_SLOW(first_device),
+	KUNIT_CASE_SLOW(offline),
 	{}
 };
 
@@ -339,6 +399,14 @@ static int begin(struct kunit *test)
 	if (!provider)
 		kunit_skip(test, "no provider of posted interrupts is registered");
 	return 0;
+}
+
+static void end(struct kunit *test)
+{
+	destroy(test);
+	/* A failed assertion has left it so. */
+	if (xchg(&offlining, false))
+		add_cpu(cpumask_last(cpu_present_mask));
 }
 
 /* Called by KVM at once, and when a provider comes or goes. */
@@ -367,7 +435,7 @@ static struct kunit_suite suite = {
 	.suite_init = suite_init,
 	.suite_exit = suite_exit,
 	.init = begin,
-	.exit = destroy,
+	.exit = end,
 	.test_cases = cases,
 };
 kunit_test_suite(suite);

@@ -77,6 +77,10 @@ enum Fault {
     PendingIgnoresSuppressed,
     /// A vCPU that posts to itself does not wake itself (fdba608f15e2).
     NoWakeOfSelf,
+    /// Nobody wakes those who wait on a CPU that goes offline.
+    NoWakeOfStranded,
+    /// They are woken while the CPU still takes interrupts.
+    WakeBeforeDead,
 }
 
 use Fault as F;
@@ -164,6 +168,10 @@ struct Machine {
     bypass: AtomicBool,
     /// KVM_REQ_UNBLOCK
     unblock: AtomicBool,
+    /// The CPU that the vCPU's thread is on, until what it sent to itself has arrived.
+    occupied: AtomicUsize,
+    /// A CPU that is offline.
+    dead: AtomicUsize,
     /// Notifications that found neither the guest nor anybody waiting.
     in_vain: AtomicUsize,
     /// Has the state of the vCPU been restored, and has a device posted after that?
@@ -191,6 +199,8 @@ impl Machine {
             told: Condvar::new(),
             bypass: AtomicBool::new(bypass),
             unblock: AtomicBool::new(false),
+            occupied: AtomicUsize::new(0),
+            dead: AtomicUsize::new(NOWHERE),
             in_vain: AtomicUsize::new(0),
             restored: AtomicBool::new(false),
             posted: AtomicBool::new(false),
@@ -220,6 +230,9 @@ impl Machine {
     fn interrupt(&self, sent: Notification) {
         let cpu = sent.destination.bits() as usize;
         let _disabled = self.interrupts[cpu].lock().unwrap();
+        if self.dead.load(SeqCst) == cpu {
+            return;
+        }
         match sent.vector {
             WAKEUP => self.wakeup_handler(cpu),
             RUNNING => {
@@ -254,6 +267,28 @@ impl Machine {
             });
         } else {
             self.wake();
+        }
+    }
+
+    /// CPU 0 goes offline, unless the vCPU's thread is there, which would be moved first.
+    fn cpu_goes(&self) {
+        let wake_all = || {
+            if *self.lists[0].lock().unwrap() {
+                self.wake();
+            }
+        };
+        if self.fault == F::WakeBeforeDead {
+            wake_all();
+        }
+        {
+            let _disabled = self.interrupts[0].lock().unwrap();
+            if self.occupied.load(SeqCst) == 0 {
+                return;
+            }
+            self.dead.store(0, SeqCst);
+        }
+        if !matches!(self.fault, F::NoWakeOfStranded | F::WakeBeforeDead) {
+            wake_all();
         }
     }
 
@@ -440,11 +475,13 @@ impl Vcpu<'_> {
                 destination: Ndst::x2apic(self.cpu as u32),
             });
         }
+        machine.occupied.store(NOWHERE, SeqCst);
         let mut task = machine.task.lock().unwrap();
         while *task == Task::Sleeping {
             task = machine.woken.wait(task).unwrap();
         }
         drop(task);
+        machine.occupied.store(next, SeqCst);
         self.load(next);
     }
 
@@ -858,5 +895,16 @@ stories! {
     ) {
         RequestsFirst: dropping_requests_first_fails "requested, and nobody will look",
         DropAfterRestore: dropping_after_restore_fails "an interrupt is dropped",
+    }
+
+    /// The CPU that the vCPU has halted on goes offline. Devices do not notice.
+    goes_offline(
+        true,
+        |vcpu| vcpu.halt_for(&[65], 1),
+        |machine| machine.device_posts(65),
+        Some(|machine| machine.cpu_goes())
+    ) {
+        NoWakeOfStranded: not_waking_the_stranded_fails "deadlock",
+        WakeBeforeDead: waking_the_stranded_early_fails "deadlock",
     }
 }
