@@ -16,9 +16,10 @@ import sys
 # Python was told not to look beside this file.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from kernel import locked, pins, write  # noqa: E402
+from kernel import locked, module_users, pins, write  # noqa: E402
 from vmm import MIB, PAGE, Problem, Qemu, Results, Translations, containers, eventually, expect  # noqa: E402
 
+KVM_MODULE = "kvm_x86_rs"
 GUEST_MEMORY = 256 * MIB
 MTTY = "/sys/class/mdev_bus/mtty/mdev_supported_types"
 MTTY_UUID = "c1e4b8a2-2f0f-4c55-9d4e-8a1f5b6c7d80"
@@ -120,6 +121,8 @@ def hotplug(results, arguments):
             guest.start()
             expect("memory locked", locked(guest.pid), 0)
             expect("containers", containers() or [], [])
+            if os.path.isdir(f"/sys/module/{KVM_MODULE}"):
+                expect("the guest's VM is with our KVM module", module_users(KVM_MODULE) > 0, True)
 
         for cycle in range(3):
             with results.part(f"the disk is plugged in, read and unplugged, {cycle + 1}"):
