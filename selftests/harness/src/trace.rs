@@ -39,16 +39,29 @@ impl Events {
     /// filter of the kernel's, of which `0` is none.
     #[track_caller]
     pub fn record(event: &str, filter: &str) -> Verdict<Self> {
-        let instances = Path::new("/sys/kernel/tracing/instances");
-        let name = format!("vrs-{}-{}", process::id(), event.replace('/', "-"));
-        let instance = instances.join(name);
-        fs::create_dir(&instance).map_err(|e| missing_or_fail(&instance, e))?;
-        let events = Events { instance };
+        let events = Self::instance(event)?;
         events.write("options/event-fork", "1")?;
         events.write("set_event_pid", &gettid().to_string())?;
         events.write(&format!("events/{event}/filter"), filter)?;
         events.write(&format!("events/{event}/enable"), "1")?;
         Ok(events)
+    }
+
+    /// Begins to record what anybody causes, on a machine where nobody else does.
+    #[track_caller]
+    pub fn record_all(event: &str) -> Verdict<Self> {
+        let events = Self::instance(event)?;
+        events.write(&format!("events/{event}/enable"), "1")?;
+        Ok(events)
+    }
+
+    #[track_caller]
+    fn instance(event: &str) -> Verdict<Self> {
+        let instances = Path::new("/sys/kernel/tracing/instances");
+        let name = format!("vrs-{}-{}", process::id(), event.replace('/', "-"));
+        let instance = instances.join(name);
+        fs::create_dir(&instance).map_err(|e| missing_or_fail(&instance, e))?;
+        Ok(Events { instance })
     }
 
     /// The lines recorded since the last look.

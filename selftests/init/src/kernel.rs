@@ -49,6 +49,7 @@ pub(crate) fn prepare() -> Result<()> {
         ("sysfs", "/sys"),
         ("devtmpfs", "/dev"),
         ("debugfs", "/sys/kernel/debug"),
+        ("tracefs", "/sys/kernel/tracing"),
         ("tmpfs", "/run"),
         ("tmpfs", "/dev/shm"),
     ] {

@@ -27,6 +27,7 @@ const GDT: usize = 0x4000;
 const TSS: usize = 0x4800;
 const IDT: usize = 0x5000;
 const CODE: usize = 0x8000;
+const MAILBOXES: usize = 0xC000;
 /// Of the first virtual CPU; the others follow.
 const SHARED: usize = 0x10000;
 const STACK: usize = 0x40000;
@@ -80,6 +81,30 @@ pub(crate) struct Shared {
 
 const _: () = assert!(size_of::<Shared>() <= SHARED_SIZE);
 
+/// `struct vrs_bypass_mailbox` of `selftests/kmod/vrs_bypass.h`, of which each vector has one,
+/// whatever virtual CPU it interrupts.
+#[derive(Debug)]
+#[repr(C, align(32))]
+pub(crate) struct Mailbox {
+    posted: AtomicU64,
+    seen: AtomicU64,
+    stamp: AtomicU64,
+    _unused: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Mailbox>() == 32 && MAILBOXES + 256 * 32 <= SHARED);
+
+impl Mailbox {
+    /// Whether the guest has seen all that was posted.
+    pub(crate) fn is_seen(&self) -> bool {
+        self.seen.load(Ordering::SeqCst) == self.posted.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn seen(&self) -> u64 {
+        self.seen.load(Ordering::SeqCst)
+    }
+}
+
 impl Shared {
     pub(crate) fn order(&self, mode: Mode) {
         self.mode.store(mode as u32, Ordering::SeqCst);
@@ -111,7 +136,7 @@ impl Shared {
     }
 }
 
-// What it executes, with its `Shared` in R15. An interrupt's vector is on the stack where it is
+// What it executes, with its `Shared` in R15 and the mailboxes in R14. An interrupt's vector is on the stack where it is
 // counted: each of 256 entries of 16 bytes pushes its own.
 global_asm!(
     r#"
@@ -167,6 +192,10 @@ interrupts_guest_count:
     or      rax, rdx
     mov     [r15 + {stamps} + rcx * 8], rax
     inc     qword ptr [r15 + {counts} + rcx * 8]
+    shl     rcx, 5
+    mov     [r14 + rcx + {stamp}], rax
+    mov     rax, [r14 + rcx + {posted}]
+    mov     [r14 + rcx + {seen}], rax
     cmp     dword ptr [r15 + {masked}], 0
     je      2f
     inc     qword ptr [r15 + {violations}]
@@ -214,6 +243,9 @@ interrupts_guest_end:
     halts = const offset_of!(Shared, halts),
     forward = const offset_of!(Shared, forward),
     turns = const offset_of!(Shared, turns),
+    posted = const offset_of!(Mailbox, posted),
+    seen = const offset_of!(Mailbox, seen),
+    stamp = const offset_of!(Mailbox, stamp),
     counts = const offset_of!(Shared, counts),
     stamps = const offset_of!(Shared, stamps),
     stopped = const PORT_STOPPED,
@@ -254,7 +286,7 @@ pub(crate) fn lay_out(memory: &mut [u8]) {
         let gate = (entry & 0xFFFF) | 8 << 16 | 0x8E << 40 | (entry >> 16 & 0xFFFF) << 48;
         put(IDT + vector * 16, &[gate, entry >> 32]);
     }
-    memory[CODE..][..code().len()].copy_from_slice(code());
+    memory[CODE..MAILBOXES][..code().len()].copy_from_slice(code());
 }
 
 /// Where in the guest's memory its `Shared` is.
@@ -262,11 +294,17 @@ pub(crate) fn shared(cpu: usize) -> usize {
     SHARED + cpu * SHARED_SIZE
 }
 
+/// Where in the guest's memory the [`Mailbox`] of a vector is.
+pub(crate) fn mailbox(vector: u8) -> usize {
+    MAILBOXES + usize::from(vector) * size_of::<Mailbox>()
+}
+
 /// The registers a virtual CPU starts with.
 pub(crate) fn regs(cpu: usize) -> kvm_regs {
     kvm_regs {
         rip: CODE as u64,
         rsp: (STACK + (cpu + 1) * STACK_SIZE) as u64,
+        r14: MAILBOXES as u64,
         r15: shared(cpu) as u64,
         rflags: 2,
         ..Default::default()

@@ -67,6 +67,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::guest::{
     self,
+    Mailbox,
     Mode,
     Shared,
     KICK,
@@ -83,6 +84,29 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a message has to be written to be an interrupt.
 const MSI_ADDRESS: u32 = 0xFEE0_0000;
+
+/// Whom an interrupt goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Cpu(usize),
+    /// The first two, which is more than an IOMMU can post to.
+    Both,
+}
+
+impl Target {
+    fn msi(self, vector: u8) -> kvm_irq_routing_msi {
+        const LOGICAL: u32 = 1 << 2;
+        let destination = match self {
+            Self::Cpu(cpu) => (cpu as u32) << 12,
+            Self::Both => 0b11 << 12 | LOGICAL,
+        };
+        kvm_irq_routing_msi {
+            address_lo: MSI_ADDRESS | destination,
+            data: u32::from(vector),
+            ..Default::default()
+        }
+    }
+}
 
 /// The guest's memory.
 struct Memory(NonNull<u8>);
@@ -226,10 +250,29 @@ impl Machine {
         unsafe { self.memory.0.add(guest::shared(cpu)).cast().as_ref() }
     }
 
+    pub(crate) fn mailbox(&self, vector: u8) -> &Mailbox {
+        // SAFETY: As above.
+        unsafe { self.memory.0.add(guest::mailbox(vector)).cast().as_ref() }
+    }
+
     /// Sends an interrupt by ioctl.
     pub(crate) fn send(&mut self, cpu: usize, vector: u8) -> Verdict {
         self.cpus[cpu].sent[usize::from(vector)] += 1;
         self.signal(cpu, vector)
+    }
+
+    /// Sends one that nobody counts.
+    pub(crate) fn kick(&self, cpu: usize) -> Verdict {
+        self.signal(cpu, KICK)
+    }
+
+    /// The same, and waits until it has arrived.
+    #[track_caller]
+    pub(crate) fn rouse(&self, cpu: usize) -> Verdict {
+        let before = self.shared(cpu).count(KICK);
+        self.kick(cpu)?;
+        let roused = self.wait(cpu, || Ok(self.shared(cpu).count(KICK) > before))?;
+        expect("a kick arrives", roused)
     }
 
     fn signal(&self, cpu: usize, vector: u8) -> Verdict {
@@ -247,17 +290,25 @@ impl Machine {
 
     /// Gives these vectors of the first processor an eventfd each.
     pub(crate) fn make_irqfds(&mut self, vectors: &[u8]) -> Verdict {
+        let routes: Vec<_> = vectors.iter().map(|v| (*v, Target::Cpu(0))).collect();
+        self.route(&routes)?;
+        for (gsi, vector) in (0..).zip(vectors) {
+            let event = EventFd::new(0)?;
+            self.attach(gsi, &event)?;
+            self.irqfds.push((*vector, event));
+        }
+        Ok(())
+    }
+
+    /// What interrupts from the first on are, in place of what they were.
+    pub(crate) fn route(&self, routes: &[(u8, Target)]) -> Verdict {
         let entries: Vec<_> = (0..)
-            .zip(vectors)
-            .map(|(gsi, vector)| kvm_irq_routing_entry {
+            .zip(routes)
+            .map(|(gsi, (vector, target))| kvm_irq_routing_entry {
                 gsi,
                 type_: KVM_IRQ_ROUTING_MSI,
                 u: kvm_irq_routing_entry__bindgen_ty_1 {
-                    msi: kvm_irq_routing_msi {
-                        address_lo: MSI_ADDRESS,
-                        data: u32::from(*vector),
-                        ..Default::default()
-                    },
+                    msi: target.msi(*vector),
                 },
                 ..Default::default()
             })
@@ -266,15 +317,14 @@ impl Machine {
             KvmIrqRouting::from_entries(&entries).map_err(|e| Stop::fail(format_args!("{e:?}")))?;
         self.vm
             .set_gsi_routing(&routing)
-            .map_err(error("set the GSI routing"))?;
-        for (gsi, vector) in (0..).zip(vectors) {
-            let event = EventFd::new(0)?;
-            self.vm
-                .register_irqfd(&event, gsi)
-                .map_err(error("KVM_IRQFD"))?;
-            self.irqfds.push((*vector, event));
-        }
-        Ok(())
+            .map_err(error("set the GSI routing"))
+    }
+
+    /// Has an eventfd send an interrupt.
+    pub(crate) fn attach(&self, gsi: u32, event: &EventFd) -> Verdict {
+        self.vm
+            .register_irqfd(event, gsi)
+            .map_err(error("KVM_IRQFD"))
     }
 
     /// Sends the interrupt of one of the eventfds.
@@ -293,7 +343,7 @@ impl Machine {
             return Ok(());
         }
         // Nobody delivers it; does another interrupt?
-        self.signal(cpu, KICK)?;
+        self.kick(cpu)?;
         let late = self.wait(cpu, || Ok(self.shared(cpu).count(vector) >= wanted))?;
         Err(Stop::fail(format_args!(
             "interrupt {wanted} of vector {vector:#x} did not arrive{}",
@@ -328,14 +378,9 @@ impl Machine {
     /// Ends the guest. All that was sent to it must have arrived, and nothing else.
     #[track_caller]
     pub(crate) fn stop(self) -> Verdict {
+        self.end()?;
         for (number, cpu) in self.cpus.iter().enumerate() {
             let shared = self.shared(number);
-            shared.order(Mode::Stop);
-            self.signal(number, KICK)?;
-            expect(
-                "the guest stops",
-                self.wait(number, || Ok(cpu.outcome.get().is_some()))?,
-            )?;
             for vector in (0..=u8::MAX).filter(|vector| *vector != KICK) {
                 expect_eq(
                     format_args!("interrupts of vector {vector:#x}"),
@@ -348,9 +393,67 @@ impl Machine {
         Ok(())
     }
 
-    /// Counts what the guest itself sends.
+    /// Ends the guest, whatever has arrived.
+    #[track_caller]
+    pub(crate) fn end(&self) -> Verdict {
+        for (number, cpu) in self.cpus.iter().enumerate() {
+            self.shared(number).order(Mode::Stop);
+            self.kick(number)?;
+            expect(
+                "the guest stops",
+                self.wait(number, || Ok(cpu.outcome.get().is_some()))?,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Closes the VM's file under a virtual CPU that runs.
+    pub(crate) fn close(mut self) -> Orphan {
+        let cpu = self.cpus.swap_remove(0);
+        // SAFETY: As in `shared()`, and the memory stays.
+        let shared = unsafe { self.memory.0.add(guest::shared(0)).cast().as_ref() };
+        Orphan {
+            shared,
+            outcome: cpu.outcome,
+        }
+    }
+
+    /// Counts what others send: the guest itself, or a device.
     pub(crate) fn expect(&mut self, cpu: usize, vector: u8, count: u64) {
         self.cpus[cpu].sent[usize::from(vector)] += count;
+    }
+
+    /// Takes as many for right as there were, and says how many that is.
+    pub(crate) fn accept(&mut self, vector: u8) -> u64 {
+        let counts = (0..self.cpus.len()).map(|cpu| {
+            let count = self.shared(cpu).count(vector);
+            (cpu, count)
+        });
+        let counts: Vec<_> = counts.collect();
+        for (cpu, count) in &counts {
+            self.cpus[*cpu].sent[usize::from(vector)] = *count;
+        }
+        counts.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// A virtual CPU of a VM that has no file any more.
+pub(crate) struct Orphan {
+    shared: &'static Shared,
+    outcome: Arc<OnceLock<Result<(), String>>>,
+}
+
+impl Orphan {
+    /// Ends its guest, which has to spin.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Verdict {
+        self.shared.order(Mode::Stop);
+        let deadline = Instant::now() + LIMIT;
+        while self.outcome.get().is_none() {
+            expect("the guest stops", Instant::now() < deadline)?;
+            sched_yield()?;
+        }
+        Ok(())
     }
 }
 
@@ -370,12 +473,15 @@ fn run(mut vcpu: VcpuFd) -> Result<(), String> {
     }
 }
 
-/// The processors this process may use.
-pub(crate) fn processors() -> Verdict<Vec<usize>> {
+/// The processors this process might use before it chose one.
+pub(crate) fn processors() -> Verdict<&'static [usize]> {
+    static PROCESSORS: OnceLock<Vec<usize>> = OnceLock::new();
     let set = sched_getaffinity(Pid::from_raw(0))?;
-    Ok((0..CpuSet::count())
-        .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
-        .collect())
+    Ok(PROCESSORS.get_or_init(|| {
+        (0..CpuSet::count())
+            .filter(|cpu| set.is_set(*cpu).unwrap_or(false))
+            .collect()
+    }))
 }
 
 pub(crate) fn move_to(thread: Pid, processor: usize) -> Verdict {

@@ -7,9 +7,13 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 #[cfg(target_arch = "x86_64")]
+mod device;
+#[cfg(target_arch = "x86_64")]
 mod guest;
 #[cfg(target_arch = "x86_64")]
 mod machine;
+#[cfg(target_arch = "x86_64")]
+mod provider;
 #[cfg(target_arch = "x86_64")]
 mod samples;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +34,8 @@ use harness::cli::Options;
 /// The guest is a few instructions of ours that count interrupts by vector. They are sent as MSIs
 /// by ioctl and by irqfd, and as IPIs from another virtual CPU, to a virtual CPU that runs, that is
 /// halted, or that is about to be, and which moves from processor to processor if there are two.
+/// The device.* tests have interrupts posted as by an IOMMU, which the test-only module vrs_bypass
+/// stands in for.
 ///
 /// Needs /dev/kvm; without it all tests are skipped. Prints KTAP; exits with 0 if nothing failed, 1
 /// if a test failed, 4 if all were skipped.
@@ -53,6 +59,11 @@ struct Settings {
     /// Take vectors and delays from this.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
+
+    /// The module that handles posted interrupts: kvm_x86_rs.ko, or kvm-intel.ko. It has to be
+    /// loaded, and device.reload loads it again.
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
 
     /// Append how many interrupts took how long to this file, one JSON object for each test.
     #[arg(long, value_name = "FILE")]

@@ -27,6 +27,11 @@ impl Samples {
         self.0.push(cycles);
     }
 
+    /// Those of another, too.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
     /// Prints what is usual, and keeps all if asked to.
     pub(crate) fn report(mut self, test: &str) -> Verdict {
         if let Some(path) = &settings().json {

@@ -43,9 +43,9 @@ tests! {
     "move.halt", "and wake it where it has been moved to" => move_halt;
 }
 
-/// Waits until KVM has put the virtual CPU to sleep.
-fn wait_for_sleep(machine: &Machine) -> Verdict {
-    let asleep = machine.wait(0, || Ok(machine.cpus[0].stats.get("blocking")? == 1))?;
+/// Waits until KVM has put a virtual CPU to sleep.
+pub(super) fn wait_for_sleep(machine: &Machine, cpu: usize) -> Verdict {
+    let asleep = machine.wait(cpu, || Ok(machine.cpus[cpu].stats.get("blocking")? == 1))?;
     expect("the virtual CPU goes to sleep", asleep)
 }
 
@@ -55,7 +55,7 @@ fn asleep(_: &Env) -> Verdict {
     let wakeups = |machine: &Machine| machine.cpus[0].stats.get("halt_wakeup");
     let before = wakeups(&machine)?;
     for _ in 0..settings().rounds {
-        wait_for_sleep(&machine)?;
+        wait_for_sleep(&machine, 0)?;
         one(&mut machine, random.random_range(VECTORS), &mut samples)?;
     }
     // An interrupt may find it between being seen asleep and being so.
@@ -100,7 +100,7 @@ fn moving(test: &str, mode: Mode) -> Verdict {
     let (sent, mover) = thread::scope(|scope| {
         let mover = scope.spawn(|| -> Verdict {
             while !done.load(Ordering::Relaxed) {
-                for place in &ours {
+                for place in ours {
                     move_to(moved, *place)?;
                     moves.fetch_add(1, Ordering::Relaxed);
                     sched_yield()?;
