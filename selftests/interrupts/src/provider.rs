@@ -38,6 +38,7 @@ pub(crate) struct Report {
     pub(crate) notified_themselves: u64,
     pub(crate) notifications: u64,
     pub(crate) woken: u64,
+    pub(crate) stranded: u64,
     pub(crate) bypass: u64,
     pub(crate) posted: u64,
     pub(crate) remapped: u64,
@@ -79,6 +80,7 @@ impl Report {
                     "notified-themselves" => &mut report.notified_themselves,
                     "notifications" => &mut report.notifications,
                     "woken" => &mut report.woken,
+                    "stranded" => &mut report.stranded,
                     "bypass" => &mut report.bypass,
                     "posted" => &mut report.posted,
                     "remapped" => &mut report.remapped,
@@ -138,6 +140,7 @@ impl Watch {
             notified_themselves: after.notified_themselves - before.notified_themselves,
             notifications: after.notifications - before.notifications,
             woken: after.woken - before.woken,
+            stranded: after.stranded - before.stranded,
             bypass: after.bypass - before.bypass,
             posted: after.posted - before.posted,
             remapped: after.remapped - before.remapped,
@@ -174,11 +177,12 @@ mod tests {
     #[test]
     fn report() {
         let text =
-            "cpu 0 waiting 1 waited 20 notified-themselves 3 notifications 40 woken 5 new 6\n\
-                    cpu 1 waiting 0 waited 2 notified-themselves 0 notifications 4 woken 1\n\
+            "cpu 0 waiting 1 waited 20 notified-themselves 3 notifications 40 woken 5 stranded 2 new 6\n\
+                    cpu 1 waiting 0 waited 2 notified-themselves 0 notifications 4 woken 1 stranded 0\n\
                     bypass 7\nirte posted 8 remapped 9 refused 10\n";
         let report = Report::parse(text).unwrap();
         assert_eq!((report.waiting, report.waited, report.woken), (1, 22, 6));
+        assert_eq!(report.stranded, 2);
         assert_eq!((report.bypass, report.posted, report.refused), (7, 8, 10));
         assert!(Report::parse("bypass many\n").is_none());
     }

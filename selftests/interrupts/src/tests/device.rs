@@ -7,6 +7,7 @@
 //! The device waits for each interrupt to be seen before it causes the next one, unless a test is
 //! about bursts, so that one that nobody delivers is noticed, and not helped by the one after it.
 
+use std::fs;
 use std::hint;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{
@@ -18,6 +19,7 @@ use std::thread;
 use harness::check::{
     expect,
     expect_eq,
+    missing_or_fail,
     Stop,
     Verdict, //
 };
@@ -65,6 +67,7 @@ tests! {
     "device.refused", "so does one that the IOMMU has no entry for" => refused;
     "device.teardown", "a device goes on while its VM ends, and then goes to the host" => teardown;
     "device.reload", "the module that handles posted interrupts is loaded again between VMs" => reload;
+    "offline.asleep", "a device interrupts a virtual CPU whose processor went offline while it slept" => offline;
 }
 
 const VECTOR: u8 = 0x61;
@@ -540,6 +543,55 @@ fn reload(_: &Env) -> Verdict {
         };
         setting.post(job)?;
         setting.end(once(job.posts))?;
+    }
+    Ok(())
+}
+
+/// A processor that is offline until this is dropped.
+struct Offline(usize);
+
+impl Offline {
+    fn set(processor: usize, online: &str) -> Verdict {
+        let path = format!("/sys/devices/system/cpu/cpu{processor}/online");
+        fs::write(&path, online).map_err(|error| missing_or_fail(&path, error))
+    }
+
+    fn new(processor: usize) -> Verdict<Self> {
+        Self::set(processor, "0")?;
+        Ok(Self(processor))
+    }
+}
+
+impl Drop for Offline {
+    fn drop(&mut self) {
+        // What depends on it notices.
+        let _ = Self::set(self.0, "1");
+    }
+}
+
+fn offline(_: &Env) -> Verdict {
+    const ROUNDS: u64 = 10;
+    let &[first, .., last] = processors()? else {
+        return Err(Stop::skip("a second processor"));
+    };
+    let mut setting = Setting::start(1, Mode::Halt)?;
+    let job = Job {
+        posts: 1,
+        from: Some(first),
+        ..job()?
+    };
+    for _ in 0..ROUNDS {
+        // It is on its way to sleep there after the first.
+        move_to(setting.machine.cpus[0].thread, last)?;
+        setting.post(job)?;
+        wait_for_sleep(&setting.machine, 0)?;
+        let _gone = Offline::new(last)?;
+        setting.post(job)?;
+    }
+    let ended = setting.end(once(2 * ROUNDS))?;
+    expect_eq("notifications to nobody", ended.counts.misdirected, 0)?;
+    if let Some(report) = ended.report {
+        expect_eq("woken as their processor went", report.stranded, ROUNDS)?;
     }
     Ok(())
 }
