@@ -228,12 +228,13 @@ def _programs(arch="x86_64"):
 
 
 @functools.cache
-def _static_programs():
-    """Those for machines that have nothing but a kernel."""
+def _static_programs(*packages):
+    """The folder of programs for machines, and guests, that have nothing but a kernel."""
     target = "x86_64-unknown-linux-gnu"
     variables = _cargo_env() | {f"CARGO_TARGET_{target.upper().replace('-', '_')}_RUSTFLAGS": "-C target-feature=+crt-static"}
-    ui.run([env.toolchain().cargo, "build", "--profile", "guest", "--target", target, "-p", "init", "-p", "interrupts"],
-           cwd=env.repo / "selftests", env=variables, title="Build the static test programs", log=_log("programs"))
+    ui.run([env.toolchain().cargo, "build", "--profile", "guest", "--target", target,
+            *(word for package in packages for word in ("-p", package))],
+           cwd=env.repo / "selftests", env=variables, title="Build static programs", log=_log("programs"))
     return Path(variables["CARGO_TARGET_DIR"]) / target / "guest"
 
 
@@ -319,13 +320,9 @@ def _clients(stage, args):
 @functools.cache
 def _guest():
     linux = guest.kernel()
-    # The guest has no libraries.
-    ui.run([env.toolchain().cargo, "rustc", "-p", "dmacat", "--profile", "guest", "--",
-            "-C", "target-feature=+crt-static"], cwd=env.repo / "selftests", env=_cargo_env(),
-           title="Build the guest's program", log=_log("programs"))
     initramfs = guest.initramfs(
         env.out / "machine" / "agent.cpio", env.repo / "scripts" / "guest" / "agent-init", linux,
-        ["virtio_pci", "virtio_console", "virtio_mem"], [Path(_cargo_env()["CARGO_TARGET_DIR"]) / "guest" / "dmacat"])
+        ["virtio_pci", "virtio_console", "virtio_mem"], [_static_programs("dmacat") / "dmacat"])
     return {"qemu": machine.qemu(), "guest_kernel": linux.image, "guest_initramfs": initramfs,
             "disk": machine.Vm.disk()}
 
@@ -351,15 +348,15 @@ def _run(stage, where, stages, args, drivers=None, leaks=False, **more):
     if leaks:
         tests = [test for test in tests if test.leaks]
     leaks = leaks or kind.leaks
+    bins = (_static_programs("init", "interrupts") if issubclass(kind.boot, machine.Bochs)
+            else _programs(kernel.RECIPES[name].arch))
     places = selftests.Places(kernel=built.build_dir, modules=_modules(name), python=kind.boot.python,
                               upstream=_upstream(name) if issubclass(kind.boot, machine.Vm) else "",
-                              bin=_static_programs() if issubclass(kind.boot, machine.Bochs)
-                              else _programs(kernel.RECIPES[name].arch),
-                              fixture=_fixture(name), kvm=kind.boot.kvm_module, **more)
+                              bin=bins, fixture=_fixture(name), kvm=kind.boot.kvm_module, **more)
     append = " ".join([kind.append, "kmemleak=on" if leaks else ""])
     boot = functools.partial(kind.boot, built=built, append=append, kvm=args.kvm)
     if issubclass(kind.boot, machine.Bochs):
-        boot = functools.partial(boot, init=_static_programs() / "init")
+        boot = functools.partial(boot, init=bins / "init")
     selftests.run_stage(stage, where, boot, tests, drivers, places, description, leaks)
 
 
