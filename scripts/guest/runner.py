@@ -128,9 +128,11 @@ def subject(load="", absent=()):
         return
     if error := load_module(load):
         raise Trouble(f"{module_name(load)} does not load: {os.strerror(error)}")
-    yield
-    if error := unload_module(module_name(load)):
-        raise Trouble(f"{module_name(load)} does not unload: {os.strerror(error)}")
+    try:
+        yield
+    finally:
+        if error := unload_module(module_name(load)):
+            raise Trouble(f"{module_name(load)} does not unload: {os.strerror(error)}")
 
 
 class Leaks:
