@@ -121,9 +121,9 @@ class EachTest(unittest.TestCase):
 
 
 class QuietTest(unittest.TestCase):
-    def judge(self, text="", quiet=True, **end):
+    def judge(self, text="", quiet=True, says=(), **end):
         outcome = machine.Outcome("kvm-c", "t", text=text, end={"status": 0, "seconds": 1, **end})
-        return [(leaf.name, leaf.status) for leaf in selftests.judge(outcome, machine.Run(), quiet)]
+        return [(leaf.name, leaf.status) for leaf in selftests.judge(outcome, machine.Run(), quiet, says)]
 
     def test_exit_status_is_enough(self):
         self.assertEqual(self.judge("Random seed: 0x1\n"), [("exit", ktap.PASS)])
@@ -133,6 +133,17 @@ class QuietTest(unittest.TestCase):
 
     def test_failures_stay_failures(self):
         self.assertEqual(self.judge(status=254), [("exit", ktap.FAIL)])
+
+    def test_parts_that_say_something(self):
+        says = ["vregs: PASS", "sve: PASS"]
+        self.assertEqual(self.judge("vregs: PASS\nsve: SVE not available\n", says=says),
+                         [("vregs: PASS", ktap.PASS), ("sve: PASS", ktap.FAIL)])
+        self.assertEqual(self.judge("vregs: PASS\n", says=says, status=254),
+                         [("exit", ktap.FAIL), ("vregs: PASS", ktap.PASS), ("sve: PASS", ktap.FAIL)])
+
+    def test_nothing_is_expected_of_what_was_skipped(self):
+        outcome = machine.Outcome("c", "t", end={"skip": "no KVM", "seconds": 1})
+        self.assertEqual([leaf.status for leaf in selftests.judge(outcome, machine.Run(), True, ["a"])], [ktap.SKIP])
         self.assertEqual(self.judge("1..1\nnot ok 1 a\n"), [("a", ktap.FAIL)])
         self.assertEqual(self.judge(status=4), [("all", ktap.SKIP)])
 

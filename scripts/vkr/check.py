@@ -305,7 +305,7 @@ def _arm64(stage, args):
 
 def _stage2(stage, args):
     """KVM on arm64: the kernel's own tests with and without our module, and what a guest's faults cost."""
-    for where in _chosen(("arm64", "arm64-icount"), ("kvm",), args):
+    for where in _chosen(("arm64", "arm64-max", "arm64-icount"), ("kvm",), args):
         _run(stage, where, ("kvm",), args, upstream_kvm=_upstream_kvm("arm64"))
 
 

@@ -386,6 +386,17 @@ class Arm64Counting(Arm64):
         return [*super().board(), "-icount", "shift=0,sleep=off"]
 
 
+class Arm64Max(Arm64):
+    """The same with all that QEMU knows a processor of this architecture to have, which is slow, and not a device.
+
+    SME is left out, as KVM has none for guests; pointers are signed in a way that is easy to compute.
+    """
+
+    cpu = "max,sme=off,pauth-impdef=on"
+    devices = ()
+    bars = ("4G",)
+
+
 class Arm64Host(Arm64):
     """The same with QEMU in it, and nothing but devices whose BARs are memory."""
 
@@ -533,6 +544,7 @@ MACHINES = {
     "arm64": Kind(Arm64, "arm64"),
     "arm64-host": Kind(Arm64Host, "arm64"),
     "arm64-icount": Kind(Arm64Counting, "arm64"),
+    "arm64-max": Kind(Arm64Max, "arm64", "kvm-arm.mode=nested"),
     "uml": Kind(Uml, "um"),
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
     "vm-debug": Kind(DebugVm, "x86_64-debug", f"{WATCHFUL} {FOUR_LEVELS}", "vm", leaks=True),

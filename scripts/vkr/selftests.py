@@ -39,6 +39,7 @@ class Test:
     containers: bool = True
     leaks: bool = False
     quiet: bool = False
+    says: list = field(default_factory=list)
 
 
 class Description:
@@ -212,8 +213,12 @@ def _module_name(path):
     return os.path.basename(path).removesuffix(".ko").replace("-", "_")
 
 
-def judge(outcome, run, quiet=False):
-    """What one test's outcome means, as result cases; one that is quiet may say it by its exit status alone."""
+def judge(outcome, run, quiet=False, says=()):
+    """What one test's outcome means, as result cases.
+
+    One that is quiet may say it by its exit status alone. Each line it ``says`` if a part passed is the result
+    of that part, for programs that skip parts without telling by it.
+    """
     cases = ktap.parse(outcome.text)
     leaves = ktap.leaves(cases)
     end = outcome.end
@@ -234,6 +239,9 @@ def judge(outcome, run, quiet=False):
         how = f"exit status {end['status']}" if end["status"] > 0 else f"signal {-end['status']}"
         if not (end["status"] == KSFT_SKIP and all(leaf.status == SKIP for leaf in leaves)):
             leaves.append(Case("exit", FAIL, how + "\n" + "\n".join(outcome.text.splitlines()[-8:])))
+    if end is not None and "status" in end:
+        said = set(outcome.text.splitlines())
+        leaves += [Case(line, PASS if line in said else FAIL, "" if line in said else "it does not say so") for line in says]
     if not leaves and quiet:
         leaves.append(Case("exit", PASS))
     if not leaves:
@@ -267,7 +275,7 @@ def collect(stage, where, runs, tests, planned, folder):
     """Turns the runs of a plan's phases into results of ``stage`` and files under ``folder``."""
     prefix = f"{where}." if stage.name != where else ""
     judged = {}
-    quiet = {test.name for test in tests if test.quiet}
+    described = {test.name: (test.quiet, test.says) for test in tests}
     for phase, run in zip(planned["phases"], runs):
         members = [test["name"] for test in phase["tests"]]
         if "driver" in phase:
@@ -282,7 +290,7 @@ def collect(stage, where, runs, tests, planned, folder):
             path = folder / phase["name"] / f"{name}.ktap"
             path.write_text(outcome.text)
             path.with_suffix(".dmesg").write_text(outcome.kernel)
-            leaves = judge(outcome, run, name in quiet)
+            leaves = judge(outcome, run, *described.get(name, ()))
             judged.setdefault(name, {})[phase["name"]] = leaves
             stage.add_cases(suite, leaves, (outcome.end or {}).get("seconds", 0.0))
         _collect_machine(stage, f"{prefix}{phase['name']}.machine", run)
