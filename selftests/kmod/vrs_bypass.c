@@ -20,6 +20,7 @@
 #include <linux/completion.h>
 #include <linux/delay.h>
 #include <linux/eventfd.h>
+#include <linux/file.h>
 #include <linux/interrupt.h>
 #include <linux/irq.h>
 #include <linux/irqbypass.h>
@@ -41,6 +42,7 @@
 #include <asm/smp.h>
 
 #include "vrs_bypass.h"
+#include "vrs_symbol.h"
 
 #define VRS_DEVICES	64
 #define VRS_MAX_SAMPLES	(1U << 20)
@@ -437,6 +439,87 @@ static long vrs_connect(struct vrs_bypass *vrs, bool refuse)
 	return irq_bypass_register_producer(&vrs->producer, vrs->trigger, vrs->irq);
 }
 
+#define vrs_cost(costs, kind, call) do {			\
+	u64 start = rdtsc_ordered();				\
+								\
+	call;							\
+	start = rdtsc_ordered() - start;			\
+	(costs)[kind] = min((costs)[kind], start);		\
+} while (0)
+
+/* What the scheduler and the processor do in turn, on one CPU and without a guest. */
+static void vrs_measure_once(struct vrs_bypass_measure *arg, struct kvm_vcpu *vcpu,
+			     struct pi_desc *desc)
+{
+	void (*load)(struct kvm_vcpu *vcpu, int cpu) = (void *)arg->vmx_vcpu_pi_load;
+	void (*put)(struct kvm_vcpu *vcpu) = (void *)arg->vmx_vcpu_pi_put;
+	void (*handler)(void) = (void *)arg->pi_wakeup_handler;
+	int cpu = vcpu->cpu;
+
+	vrs_cost(arg->costs, VRS_COST_NOTHING, );
+
+	vcpu->preempted = true;
+	vrs_cost(arg->costs, VRS_COST_PUT_PREEMPTED, put(vcpu));
+	vcpu->preempted = false;
+	vrs_cost(arg->costs, VRS_COST_LOAD_PREEMPTED, load(vcpu, cpu));
+
+	vrs_cost(arg->costs, VRS_COST_WAKEUP_NOBODY, handler());
+	rcu_assign_pointer(vcpu->wait.task, current);
+	vrs_cost(arg->costs, VRS_COST_PUT_WAITING, put(vcpu));
+	vrs_cost(arg->costs, VRS_COST_WAKEUP_OTHER, handler());
+	pi_set_on(desc);
+	vrs_cost(arg->costs, VRS_COST_WAKEUP, handler());
+	pi_clear_on(desc);
+	rcu_assign_pointer(vcpu->wait.task, NULL);
+	vrs_cost(arg->costs, VRS_COST_LOAD_WAITED, load(vcpu, cpu));
+
+	vcpu->cpu = cpumask_any_but(cpu_online_mask, cpu);
+	vrs_cost(arg->costs, VRS_COST_LOAD_MOVED, load(vcpu, cpu));
+	vcpu->cpu = cpu;
+}
+
+static long vrs_measure(struct vrs_bypass *vrs, struct vrs_bypass_measure *arg)
+{
+	void (*vcpu_load)(struct kvm_vcpu *vcpu) = (void *)arg->vcpu_load;
+	void (*vcpu_put)(struct kvm_vcpu *vcpu) = (void *)arg->vcpu_put;
+	struct kvm_vcpu *vcpu;
+	struct file *file;
+	long ret = 0;
+
+	if (!arg->rounds || num_online_cpus() < 2)
+		return -EINVAL;
+	if (!vrs_is_at("vcpu_load", arg->vcpu_load) ||
+	    !vrs_is_at("vcpu_put", arg->vcpu_put) ||
+	    !vrs_is_at("vmx_vcpu_pi_load", arg->vmx_vcpu_pi_load) ||
+	    !vrs_is_at("vmx_vcpu_pi_put", arg->vmx_vcpu_pi_put) ||
+	    !vrs_is_at("pi_wakeup_handler", arg->pi_wakeup_handler))
+		return -ESRCH;
+	file = fget(arg->vcpu);
+	if (!file)
+		return -EBADF;
+	if (strncmp(file->f_path.dentry->d_name.name, "kvm-vcpu:", strlen("kvm-vcpu:"))) {
+		fput(file);
+		return -EINVAL;
+	}
+	vcpu = file->private_data;
+
+	memset(arg->costs, 0xff, sizeof(arg->costs));
+	mutex_lock(&vcpu->mutex);
+	vcpu_load(vcpu);
+	while (!ret && arg->rounds--) {
+		/* Nor can the entry change now. */
+		guard(raw_spinlock_irqsave)(&vrs->entry_lock);
+		if (vrs->desc)
+			vrs_measure_once(arg, vcpu, vrs->desc);
+		else
+			ret = -ENXIO;
+	}
+	vcpu_put(vcpu);
+	mutex_unlock(&vcpu->mutex);
+	fput(file);
+	return ret;
+}
+
 static long vrs_copy_counts(struct vrs_bypass *vrs, void __user *user)
 {
 	struct vrs_bypass_counts counts;
@@ -453,6 +536,7 @@ static long vrs_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 {
 	struct vrs_bypass *vrs = file->private_data;
 	void __user *user = (void __user *)arg;
+	struct vrs_bypass_measure measure;
 	struct vrs_bypass_start job;
 	s32 trigger;
 	u32 refuse;
@@ -489,6 +573,13 @@ static long vrs_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return copy_to_user(user, &vrs->outcome, sizeof(vrs->outcome)) ? -EFAULT : 0;
 	case VRS_BYPASS_COUNTS:
 		return vrs_copy_counts(vrs, user);
+	case VRS_BYPASS_MEASURE:
+		if (copy_from_user(&measure, user, sizeof(measure)))
+			return -EFAULT;
+		ret = vrs_measure(vrs, &measure);
+		if (!ret && copy_to_user(user, &measure, sizeof(measure)))
+			return -EFAULT;
+		return ret;
 	default:
 		return -ENOTTY;
 	}

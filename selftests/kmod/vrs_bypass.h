@@ -92,6 +92,44 @@ struct vrs_bypass_counts {
 	__u32 irq;
 };
 
+/* What it takes a CPU, in cycles. Bochs counts instructions. */
+enum vrs_bypass_cost {
+	/* To read the time stamp counter twice, which is a part of all others. */
+	VRS_COST_NOTHING,
+	/* To leave the CPU by preemption, */
+	VRS_COST_PUT_PREEMPTED,
+	/* and to come back. */
+	VRS_COST_LOAD_PREEMPTED,
+	/* To leave it in order to wait for interrupts, */
+	VRS_COST_PUT_WAITING,
+	/* and to come back. */
+	VRS_COST_LOAD_WAITED,
+	/* To come to another CPU. */
+	VRS_COST_LOAD_MOVED,
+	/* To handle a notification: nobody waits, a vCPU does, it is woken. */
+	VRS_COST_WAKEUP_NOBODY,
+	VRS_COST_WAKEUP_OTHER,
+	VRS_COST_WAKEUP,
+	VRS_COSTS
+};
+
+/*
+ * Measures KVM's functions for a vCPU that the interrupt is posted to, and
+ * which must not run. Where the functions are is to be had from /proc/kallsyms;
+ * it is compared with what the kernel finds there.
+ */
+struct vrs_bypass_measure {
+	__s32 vcpu;
+	__u32 rounds;
+	__u64 vcpu_load;
+	__u64 vcpu_put;
+	__u64 vmx_vcpu_pi_load;
+	__u64 vmx_vcpu_pi_put;
+	__u64 pi_wakeup_handler;
+	/* The least of all rounds. */
+	__u64 costs[VRS_COSTS];
+};
+
 /* Which eventfd the host signals. Once, before anything else. */
 #define VRS_BYPASS_TRIGGER	_IOW(VRS_BYPASS_MAGIC, 0, __s32)
 /* Registers as producer of the eventfd; refuses a vCPU if the argument is not 0. */
@@ -100,6 +138,7 @@ struct vrs_bypass_counts {
 #define VRS_BYPASS_START	_IOW(VRS_BYPASS_MAGIC, 3, struct vrs_bypass_start)
 #define VRS_BYPASS_WAIT		_IOR(VRS_BYPASS_MAGIC, 4, struct vrs_bypass_wait)
 #define VRS_BYPASS_COUNTS	_IOR(VRS_BYPASS_MAGIC, 5, struct vrs_bypass_counts)
+#define VRS_BYPASS_MEASURE	_IOWR(VRS_BYPASS_MAGIC, 6, struct vrs_bypass_measure)
 
 /* read() gives how many cycles each burst took until it was seen, 64 bits each. */
 

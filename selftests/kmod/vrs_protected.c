@@ -7,7 +7,6 @@
  * KVM does about the registers of such a vCPU can be seen, but for running it.
  */
 #include <linux/file.h>
-#include <linux/kallsyms.h>
 #include <linux/kvm_host.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -19,6 +18,7 @@
 #include "svm/svm.h"
 
 #include "vrs_protected.h"
+#include "vrs_symbol.h"
 
 struct vrs_protected {
 	struct mutex lock;
@@ -29,16 +29,6 @@ struct vrs_protected {
 	void (*load)(struct kvm_vcpu *vcpu);
 	void (*put)(struct kvm_vcpu *vcpu);
 };
-
-/* Is @name at @address? Calling anything else would be the end of the machine. */
-static bool vrs_is_at(const char *name, u64 address)
-{
-	char symbol[KSYM_SYMBOL_LEN];
-
-	sprint_symbol(symbol, address);
-	return !strncmp(symbol, name, strlen(name)) &&
-	       !strncmp(symbol + strlen(name), "+0x0/", strlen("+0x0/"));
-}
 
 static long vrs_protect(struct vrs_protected *vrs, const struct vrs_protect *arg)
 {

@@ -3,6 +3,7 @@
 //! Devices whose interrupts an IOMMU posts, both made of software by the module `vrs_bypass`.
 
 use std::fs::{
+    self,
     File,
     OpenOptions, //
 };
@@ -15,6 +16,7 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,15 +47,48 @@ mod fixture {
         pub(super) unused: u32,
     }
 
+    #[repr(C)]
+    #[derive(Default)]
+    pub(super) struct Measure {
+        pub(super) vcpu: i32,
+        pub(super) rounds: u32,
+        /// Those of [`super::SYMBOLS`].
+        pub(super) symbols: [u64; super::SYMBOLS.len()],
+        pub(super) costs: [u64; super::COSTS.len()],
+    }
+
     nix::ioctl_write_ptr!(trigger, 0xee, 0, i32);
     nix::ioctl_write_ptr!(connect, 0xee, 1, u32);
     nix::ioctl_none!(disconnect, 0xee, 2);
     nix::ioctl_write_ptr!(start, 0xee, 3, Start);
     nix::ioctl_read!(wait, 0xee, 4, Wait);
     nix::ioctl_read!(counts, 0xee, 5, super::Counts);
+    nix::ioctl_readwrite!(measure, 0xee, 6, Measure);
 }
 
 const FIXTURE: &str = "/dev/vrs_bypass";
+
+/// Functions of KVM's that are measured, or needed for that.
+const SYMBOLS: [&str; 5] = [
+    "vcpu_load",
+    "vcpu_put",
+    "vmx_vcpu_pi_load",
+    "vmx_vcpu_pi_put",
+    "pi_wakeup_handler",
+];
+
+/// What is measured. The first is a part of all others.
+pub(crate) const COSTS: [&str; 9] = [
+    "reading the time",
+    "put, preempted",
+    "load, was preempted",
+    "put, waits",
+    "load, has waited",
+    "load, was moved",
+    "wakeup, nobody waits",
+    "wakeup, a vCPU waits",
+    "wakeup, of a vCPU",
+];
 
 /// When a device posts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -219,6 +254,19 @@ impl Device {
         Ok(counts)
     }
 
+    /// What posted interrupts take KVM in cycles, for a virtual CPU that the interrupt is posted to.
+    pub(crate) fn measure(&self, vcpu: &VcpuFd, rounds: u32) -> Verdict<[u64; COSTS.len()]> {
+        let mut measure = fixture::Measure {
+            vcpu: vcpu.as_raw_fd(),
+            rounds,
+            symbols: find_symbols()?,
+            ..Default::default()
+        };
+        // SAFETY: The request reads and fills the structure.
+        unsafe { fixture::measure(self.file.as_raw_fd(), &raw mut measure) }?;
+        Ok(measure.costs)
+    }
+
     /// How long its last job's interrupts took.
     pub(crate) fn samples(&self) -> Verdict<Samples> {
         let (mut samples, mut chunk, mut at) = (Samples::default(), [0; 1 << 15], 0);
@@ -234,4 +282,25 @@ impl Device {
             }
         }
     }
+}
+
+/// Where they are.
+fn find_symbols() -> Verdict<[u64; SYMBOLS.len()]> {
+    const KALLSYMS: &str = "/proc/kallsyms";
+    let text = fs::read_to_string(KALLSYMS).map_err(|error| missing_or_fail(KALLSYMS, error))?;
+    let mut addresses = [0; SYMBOLS.len()];
+    // `ffffffffc0209a80 T vmx_vcpu_pi_load	[kvm_intel]`
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (address, name) = (words.next(), words.nth(1));
+        if let Some(index) = SYMBOLS.iter().position(|symbol| name == Some(symbol)) {
+            let address = address.and_then(|word| u64::from_str_radix(word, 16).ok());
+            addresses[index] = address.unwrap_or_default();
+        }
+    }
+    if let Some(index) = addresses.iter().position(|address| *address == 0) {
+        let symbol = SYMBOLS[index];
+        return Err(Stop::skip(format_args!("{symbol} in {KALLSYMS}")));
+    }
+    Ok(addresses)
 }

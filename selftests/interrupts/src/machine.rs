@@ -159,9 +159,19 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// With so many processors, the first on the last of ours: the tests run on the others.
-    pub(crate) fn start(cpus: usize) -> Verdict<Self> {
-        let kvm = Kvm::new().map_err(|error| missing_or_fail("/dev/kvm", error.into()))?;
+    /// With a processor that never runs, but would take interrupts.
+    pub(crate) fn idle() -> Verdict<(Self, VcpuFd)> {
+        const INTERRUPTS: u64 = 1 << 9;
+        let kvm = open_kvm()?;
+        let machine = Self::create(&kvm)?;
+        let vcpu = machine.create_cpu(&kvm, 0)?;
+        let mut regs = guest::regs(0);
+        regs.rflags |= INTERRUPTS;
+        vcpu.set_regs(&regs).map_err(error("set the regs"))?;
+        Ok((machine, vcpu))
+    }
+
+    fn create(kvm: &Kvm) -> Verdict<Self> {
         let vm = kvm.create_vm().map_err(error("create a VM"))?;
         vm.create_irq_chip().map_err(error("create an irqchip"))?;
         // A guest that halts shall halt at once.
@@ -179,12 +189,18 @@ impl Machine {
         // SAFETY: The mapping is never undone.
         unsafe { vm.set_user_memory_region(region) }.map_err(error("set the memory"))?;
 
-        let mut machine = Self {
+        Ok(Self {
             memory,
             vm,
             cpus: Vec::new(),
             irqfds: Vec::new(),
-        };
+        })
+    }
+
+    /// With so many processors, the first on the last of ours: the tests run on the others.
+    pub(crate) fn start(cpus: usize) -> Verdict<Self> {
+        let kvm = open_kvm()?;
+        let mut machine = Self::create(&kvm)?;
         let ours = processors()?;
         for number in 0..cpus {
             let vcpu = machine.create_cpu(&kvm, number)?;
@@ -435,6 +451,10 @@ impl Machine {
         }
         counts.iter().map(|(_, count)| count).sum()
     }
+}
+
+fn open_kvm() -> Verdict<Kvm> {
+    Kvm::new().map_err(|error| missing_or_fail("/dev/kvm", error.into()))
 }
 
 /// A virtual CPU of a VM that has no file any more.

@@ -36,7 +36,8 @@ use crate::device::{
     Counts,
     Device,
     Job,
-    When, //
+    When,
+    COSTS, //
 };
 use crate::guest::Mode;
 use crate::machine::{
@@ -68,6 +69,7 @@ tests! {
     "device.teardown", "a device goes on while its VM ends, and then goes to the host" => teardown;
     "device.reload", "the module that handles posted interrupts is loaded again between VMs" => reload;
     "offline.asleep", "a device interrupts a virtual CPU whose processor went offline while it slept" => offline;
+    "cost.posted-intr", "loading and putting vCPUs, and waking them, can be measured" => cost;
 }
 
 const VECTOR: u8 = 0x61;
@@ -592,6 +594,29 @@ fn offline(_: &Env) -> Verdict {
     expect_eq("notifications to nobody", ended.counts.misdirected, 0)?;
     if let Some(report) = ended.report {
         expect_eq("woken as their processor went", report.stranded, ROUNDS)?;
+    }
+    Ok(())
+}
+
+fn cost(_: &Env) -> Verdict {
+    const ROUNDS: u32 = 1000;
+    let (watch, device) = (Watch::begin()?, Device::new()?);
+    let (machine, vcpu) = Machine::idle()?;
+    machine.route(&[(VECTOR, Target::Cpu(0))])?;
+    machine.attach(0, &device.event)?;
+    device.connect()?;
+    let costs = device.measure(&vcpu, ROUNDS)?;
+    device.disconnect()?;
+    let own = costs[0];
+    for (name, cost) in COSTS.iter().zip(costs).skip(1) {
+        expect(name, cost > own)?;
+        println!("# {name}: {}", cost - own);
+    }
+    if let Some(report) = watch.end(&[&device])? {
+        let rounds = u64::from(ROUNDS);
+        expect_eq("vCPUs that wait", report.waited, rounds)?;
+        expect_eq("vCPUs that are woken", report.woken, rounds)?;
+        expect("notifications", report.notifications >= 3 * rounds)?;
     }
     Ok(())
 }
