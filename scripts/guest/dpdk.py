@@ -43,7 +43,8 @@ PATIENCE = 120
 IOCTLS = {0x3b66: "SET_IOMMU", 0x3b68: "SET_CONTAINER", 0x3b71: "MAP_DMA", 0x3b72: "UNMAP_DMA"}
 NR_IOCTL = 16
 TRACING = "/sys/kernel/tracing"
-PROMPT = "testpmd> "
+#: It is written character by character, and another thread tells of links meanwhile.
+PROMPT = re.compile(r"(?:\n|Port \d+: [\w ]+ event\n)*".join(map(re.escape, "testpmd> ")))
 
 # What DPDK is told (eal, testpmd), the size of the huge pages it gets a file
 # system of, if any, how many of some ioctls must be seen lest the mode be one by
@@ -99,9 +100,9 @@ class Testpmd:
         os.close(self.terminal)
 
     def read(self, end):
-        """What it says until ``end``, or until it has ended if that is None."""
+        """What it says until it says ``end``, or until it has ended if that is None."""
         text = ""
-        while end is None or end not in text:
+        while end is None or not end.search(text):
             if not select.select([self.terminal], [], [], PATIENCE)[0]:
                 raise Failed(f"testpmd has said nothing for {PATIENCE} s")
             try:

@@ -51,6 +51,24 @@ class Frames(unittest.TestCase):
             self.assertEqual(dpdk.read_pcap(Path(folder) / "f"), self.sent)
 
 
+class Prompt(unittest.TestCase):
+    def test_whatever_comes_between(self):
+        event = "Port 1: link state change event\n"
+        for said in ("testpmd> ", f"testpmd>{event} ", f"Done\nt{event}estpmd> ", f"te\n{event}stp\nmd> "):
+            self.assertTrue(dpdk.PROMPT.search(said), said)
+
+    def test_nothing_else(self):
+        for said in ("testpmd: create a new mbuf pool", "testpmd>", "test pmd> ", "tPort 1\nestpmd> "):
+            self.assertFalse(dpdk.PROMPT.search(said), said)
+
+    def test_answer(self):
+        script = "printf 'tPort 0: link state change event\\nestpmd> '; read command; printf 'did %s\\ntestpmd> ' $command; read command"
+        with dpdk.Testpmd(["sh", "-c", script], {}) as testpmd:
+            testpmd.read(dpdk.PROMPT)
+            self.assertIn("did this\n", testpmd.do("this"))
+            testpmd.quit()
+
+
 class Ioctls(unittest.TestCase):
     def test_counts(self):
         made, failed = dpdk.count(TRACE.splitlines())
