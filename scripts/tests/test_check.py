@@ -22,7 +22,7 @@ class ChosenTest(unittest.TestCase):
         self.assertEqual(chosen("debug", "--machine", "vm-rt", "--test", "soft-native"), ["vm-rt"])
 
     def test_those_that_have_the_test(self):
-        self.assertEqual(chosen("debug", "--test", "soft"), ["vm-debug", "vm-rt"])
+        self.assertEqual(chosen("debug", "--test", "soft"), ["vm-debug", "vm-rt", "arm64-debug"])
         self.assertEqual(chosen("debug", "--test", "soft-native"), ["uml-debug"])
         self.assertEqual(chosen("debug", "--test", "soft", "--test", "soft-native"), list(check.DEBUG))
         self.assertEqual(chosen("debug", "--test", "logic"), list(check.DEBUG))
@@ -30,7 +30,7 @@ class ChosenTest(unittest.TestCase):
     def test_it_says_where(self):
         with mock.patch.object(ui, "info") as info:
             chosen("debug", "--test", "soft", tell=True)
-        info.assert_called_once_with("soft: on vm-debug, vm-rt, not on uml-debug")
+        info.assert_called_once_with("soft: on vm-debug, vm-rt, arm64-debug, not on uml-debug")
 
     def test_a_test_of_other_machines(self):
         with self.assertRaises(ui.StepFailed) as caught:

@@ -13,7 +13,7 @@ from . import dpdk, env, guest, kernel, ktap, machine, report, selftests, setup,
 from .ktap import FAIL, PASS
 
 #: The machines of the stage that is about the kernels' own checks, and the stages whose tests it runs.
-DEBUG = ("uml-debug", "vm-debug", "vm-rt")
+DEBUG = ("uml-debug", "vm-debug", "vm-rt", "arm64-debug")
 DEBUG_STAGES = ("kunit", "selftests")
 
 WORKSPACES = (env.repo, env.repo / "selftests")

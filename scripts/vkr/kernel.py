@@ -52,6 +52,8 @@ RECIPES = {
                         "arch/x86/boot/bzImage", 2230, usual=False),
     "arm64": Recipe("arm64", ("common", "arm64"), ("Image", "modules"),
                     "arch/arm64/boot/Image", 1690, usual=False),
+    "arm64-debug": Recipe("arm64", ("common", "arm64", "debug"), ("Image", "modules"),
+                          "arch/arm64/boot/Image", 1720, usual=False),
 }
 USUAL = tuple(name for name, recipe in RECIPES.items() if recipe.usual)
 

@@ -505,6 +505,10 @@ class DebugUml(Uml):
     patience = 8
 
 
+class DebugArm64(Arm64):
+    patience = 8
+
+
 class Kind(NamedTuple):
     """How a machine boots, and the kernel (of kernel.RECIPES) it boots."""
 
@@ -549,6 +553,7 @@ MACHINES = {
     "uml-debug": Kind(DebugUml, "um-debug", WATCHFUL, "uml"),
     "vm-debug": Kind(DebugVm, "x86_64-debug", f"{WATCHFUL} {FOUR_LEVELS}", "vm", leaks=True),
     "vm-rt": Kind(DebugVm, "x86_64-rt", f"{WATCHFUL} {OURS} {STEADY_TSC}", "vm"),
+    "arm64-debug": Kind(DebugArm64, "arm64-debug", WATCHFUL, "arm64"),
 }
 
 
