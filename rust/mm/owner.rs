@@ -47,9 +47,7 @@ impl Owner {
 
     /// Whether the calling task runs in this owner's address space.
     pub fn is_current_mm(&self) -> bool {
-        kernel::current!()
-            .mm()
-            .is_some_and(|mm| mm.as_raw() == self.mm.as_raw())
+        is_current(&self.mm)
     }
 
     /// The address space for as long as the result lives, or `None` if the process is gone.
@@ -85,6 +83,13 @@ impl Owner {
     pub(crate) fn leader(&self) -> &Task {
         &self.leader
     }
+}
+
+/// Whether the calling task runs in this address space.
+pub(crate) fn is_current(mm: &Mm) -> bool {
+    kernel::current!()
+        .mm()
+        .is_some_and(|current| current.as_raw() == mm.as_raw())
 }
 
 /// A process's name and id, printed as `name (pid N)`.

@@ -7,6 +7,7 @@
 //!
 //! [`Documentation/core-api/pin_user_pages.rst`]: srctree/Documentation/core-api/pin_user_pages.rst
 
+use crate::owner::is_current;
 use core::{
     mem::ManuallyDrop,
     ptr, //
@@ -154,6 +155,8 @@ pub struct Pinner {
     next: usize,
     capacity: usize,
     write: bool,
+    /// Pages may be had without the mmap lock, as far as is known.
+    fast: bool,
 }
 
 // SAFETY: The pointers are owned references to pages, which any thread may release.
@@ -185,6 +188,7 @@ impl Pinner {
             next: 0,
             capacity,
             write,
+            fast: true,
         })
     }
 
@@ -209,13 +213,27 @@ impl Pinner {
     ///
     /// # Context
     ///
-    /// May sleep; takes the `mmap_lock` of `mm` for reading.
+    /// May sleep; takes the `mmap_lock` of `mm` for reading, unless it is the current process' and the
+    /// pages are there.
     pub fn fill(&mut self, mm: &MmWithUser, vaddr: usize, want: u64) -> Result<Filled> {
         self.release();
 
         let mut flags = bindings::FOLL_LONGTERM;
         if self.write {
             flags |= bindings::FOLL_WRITE;
+        }
+
+        let most = want.min(self.capacity());
+        if self.fast && is_current(mm) {
+            // SAFETY: The vector is empty and has room for `capacity` pointers.
+            let got = unsafe {
+                bindings::pin_user_pages_fast(vaddr, most as c_int, flags, self.pages.as_mut_ptr())
+            };
+            if got > 0 {
+                return Ok(self.filled(got as usize));
+            }
+            // What is wrong, and whether it is a PFN mapping, is found out below.
+            self.fast = false;
         }
 
         let guard = mm.mmap_read_lock();
@@ -225,17 +243,15 @@ impl Pinner {
             bindings::pin_user_pages_remote(
                 mm.as_raw(),
                 vaddr,
-                want.min(self.capacity()) as c_ulong,
+                most as c_ulong,
                 flags,
                 self.pages.as_mut_ptr(),
                 ptr::null_mut(),
             )
         };
         if got > 0 {
-            // INVARIANT: GUP pinned and stored that many pages.
-            // SAFETY: They are within the capacity, and written.
-            unsafe { self.pages.inc_len(got as usize) };
-            return Ok(Filled::Pages(got as u64));
+            self.fast = true;
+            return Ok(self.filled(got as usize));
         }
         let error = if got == 0 {
             EFAULT
@@ -258,6 +274,14 @@ impl Pinner {
                 None => continue,
             }
         }
+    }
+
+    /// GUP has just stored so many pages.
+    fn filled(&mut self, pages: usize) -> Filled {
+        // INVARIANT: They are pinned.
+        // SAFETY: They are within the capacity, and written.
+        unsafe { self.pages.inc_len(pages) };
+        Filled::Pages(pages as u64)
     }
 
     /// The next pages that are physically consecutive, if any are left.
