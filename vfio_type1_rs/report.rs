@@ -130,7 +130,7 @@ fn describe_mapping(entry: &Entry, f: &mut kfmt::Formatter<'_>) -> fmt::Result {
     };
     write!(f, " size {} pinned {} pages", mapping.size(), pinned)?;
     if let Some(mapped) = &state.mapped {
-        write!(f, " iopte {}", Leaves(mapped.leaves()))?;
+        write!(f, " iopte {}", Leaves(&mapped.leaves()))?;
     }
     writeln!(f)
 }

@@ -4,6 +4,10 @@
 
 use crate::{
     domain::Gather,
+    leaves::{
+        Leaves,
+        Translation, //
+    },
     Access,
     Domain,
     Group, //
@@ -59,7 +63,7 @@ pub struct Mapped {
     size: u64,
     pinned: u64,
     access: Access,
-    leaves: LeafCounts,
+    leaves: Leaves,
 }
 
 impl Mapped {
@@ -79,8 +83,8 @@ impl Mapped {
     }
 
     /// How many translations of which size the IOMMU was given to make.
-    pub fn leaves(&self) -> &LeafCounts {
-        &self.leaves
+    pub fn leaves(&self) -> LeafCounts {
+        self.leaves.counts()
     }
 }
 
@@ -250,7 +254,7 @@ impl AddressSpace {
             size: 0,
             pinned: 0,
             access,
-            leaves: LeafCounts::default(),
+            leaves: Leaves::NONE,
         }
     }
 
@@ -259,7 +263,7 @@ impl AddressSpace {
     /// # Errors
     ///
     /// What the IOMMU driver says; the run is then unpinned and the token is as before. `EINVAL`
-    /// if there is no domain, or the token is of another space.
+    /// if there is no domain, or the token is of another space. `ENOMEM`.
     ///
     /// # Context
     ///
@@ -268,10 +272,15 @@ impl AddressSpace {
         self.check(mapped)?;
         let (phys, size) = (run.phys(), run.size());
         let iova = mapped.first.checked_add(mapped.size).ok_or(EOVERFLOW)?;
-        IovaRange::from_len(iova, size).map_err(|_| EOVERFLOW)?;
+        let translation = Translation {
+            page_sizes,
+            iova: IovaRange::from_len(iova, size).map_err(|_| EOVERFLOW)?,
+            phys,
+        };
         if self.is_empty() {
             return Err(EINVAL);
         }
+        let leaves = mapped.leaves.prepare(translation)?;
 
         for (done, domain) in self.domains.iter().enumerate() {
             // SAFETY: The run keeps its frames until they are handed to the token below, or all
@@ -293,7 +302,7 @@ impl AddressSpace {
         let (_, pages, reserved) = run.into_frames();
         mapped.pinned += if reserved { 0 } else { pages };
         mapped.size += size;
-        mapped.leaves.add_run(page_sizes, iova, phys, size);
+        mapped.leaves.add(translation, leaves);
         Ok(())
     }
 

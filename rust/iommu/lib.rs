@@ -17,6 +17,7 @@ mod address_space;
 mod dirty;
 mod domain;
 mod group;
+mod leaves;
 
 pub use address_space::{
     AddressSpace,
