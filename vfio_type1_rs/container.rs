@@ -106,13 +106,19 @@ impl Container {
     /// known before is to be asked again.
     pub(crate) fn settle(&self, space: &mut SpaceGuard<'_>, range: IovaRange) {
         while space.any_busy(range) {
+            space.waiting += 1;
             self.settled.wait(space);
+            space.waiting -= 1;
         }
     }
 
-    /// Lets those go on who wait for a mapping that is not busy any more, or is gone.
-    pub(crate) fn notify_settled(&self) {
-        self.settled.notify_all();
+    /// Unlocks, and lets those go on who wait for a mapping that is not busy any more, or is gone.
+    pub(crate) fn unlock_settled(&self, space: SpaceGuard<'_>) {
+        let waited_for = space.waiting != 0;
+        drop(space);
+        if waited_for {
+            self.settled.notify_all();
+        }
     }
 }
 

@@ -74,8 +74,7 @@ impl Container {
         } else {
             space.settle(iova);
         }
-        drop(space);
-        self.notify_settled();
+        self.unlock_settled(space);
         result
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Space {
     available: u32,
     invalid_vaddrs: u32,
     busy: u32,
+    /// Tasks that wait until mappings are settled.
+    pub(crate) waiting: u32,
     /// Dirty pages are being tracked: a new mapping gets a log.
     pub(crate) tracking: bool,
     /// The user is gone.
@@ -65,6 +67,7 @@ impl Space {
             available: limit,
             invalid_vaddrs: 0,
             busy: 0,
+            waiting: 0,
             tracking: false,
             closed: false,
         }

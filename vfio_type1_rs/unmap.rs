@@ -60,7 +60,7 @@ struct Batch {
 }
 
 impl Batch {
-    const LEN: usize = 32;
+    const LEN: usize = 16;
     /// Unmapping more pages than that takes so long that a flush for each mapping does not matter.
     const PAGES: u64 = 512;
 
@@ -257,8 +257,7 @@ impl Container {
         for mapping in batch.iter() {
             space.remove(mapping.iova());
         }
-        drop(space);
-        self.notify_settled();
+        self.unlock_settled(space);
         Ok(())
     }
 
@@ -269,8 +268,7 @@ impl Container {
             mapping.state.lock().live = true;
             space.settle(mapping.iova());
         }
-        drop(space);
-        self.notify_settled();
+        self.unlock_settled(space);
     }
 
     /// Makes the user addresses of all mappings in the range invalid, or of none.
@@ -321,11 +319,15 @@ enum Progress {
 
 /// Whether the range has whole mappings only.
 pub(crate) fn check_whole(space: &Space, range: IovaRange) -> Result<(), Cause> {
-    let cut = |edge| {
-        let mapped = space.first_mapped(IovaRange::new(edge, edge)?)?;
-        (!range.contains(mapped)).then_some(mapped)
+    let at = |edge| space.first_mapped(IovaRange::new(edge, edge)?);
+    let first = at(range.first());
+    let last = match first {
+        // As often as not it is one mapping that is unmapped.
+        Some(first) if first.contains_addr(range.last()) => None,
+        _ => at(range.last()),
     };
-    match cut(range.first()).or_else(|| cut(range.last())) {
+    let cut = |mapped: &IovaRange| !range.contains(*mapped);
+    match first.filter(cut).or(last.filter(cut)) {
         Some(mapped) => Err(Cause::Bisects {
             asked: range,
             mapped,
