@@ -700,7 +700,20 @@ impl<T: Provider> Registration<T> {
 /// was put on `prev` the last time, unless that is negative.
 unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int) {
     // SAFETY: By the requirement of this function.
-    let (vcpu, lists) = unsafe { (Vcpu::from_raw(pi), REGISTERED.lists()) };
+    let vcpu = unsafe { Vcpu::from_raw(pi) };
+    if !posted_intr::load_again(vcpu.descriptor(), prev != cpu) {
+        // SAFETY: As above.
+        unsafe { vcpu_load_anew(vcpu, prev, cpu) };
+    }
+}
+
+/// Not inlined, so that the short way needs no stack.
+///
+/// # Safety
+///
+/// As [`vcpu_load`].
+#[inline(never)]
+unsafe fn vcpu_load_anew(vcpu: &Vcpu, prev: c_int, cpu: c_int) {
     // SAFETY: A CPU that a vCPU is or was on is possible.
     let here = unsafe { PossibleCpu::new_unchecked(cpu as u32) };
     let last = if prev < 0 {
@@ -710,12 +723,13 @@ unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int)
         unsafe { PossibleCpu::new_unchecked(prev as u32) }
     };
     let halted = Halting {
-        lists,
+        // SAFETY: By the requirement of this function.
+        lists: unsafe { REGISTERED.lists() },
         vcpu,
         cpu: last,
         notified: Cell::new(false),
     };
-    posted_intr::load(vcpu.descriptor(), prev != cpu, || ndst(here), &halted);
+    posted_intr::load_anew(vcpu.descriptor(), || ndst(here), &halted);
 }
 
 /// # Safety
@@ -724,14 +738,7 @@ unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int)
 /// interrupts disabled if the flags say that it blocks and is not preempted.
 unsafe extern "C" fn vcpu_put(pi: *mut c::kvm_pi_vcpu, cpu: c_int, flags: c_uint) {
     // SAFETY: By the requirement of this function.
-    let (vcpu, lists) = unsafe { (Vcpu::from_raw(pi), REGISTERED.lists()) };
-    let halting = Halting {
-        lists,
-        vcpu,
-        // SAFETY: This CPU is possible.
-        cpu: unsafe { PossibleCpu::new_unchecked(cpu as u32) },
-        notified: Cell::new(false),
-    };
+    let vcpu = unsafe { Vcpu::from_raw(pi) };
     let is = |flag| flags & flag != 0;
     let leaving = Leaving {
         from_ipis: is(c::VRS_KVM_PI_PUT_FROM_IPIS),
@@ -740,11 +747,32 @@ unsafe extern "C" fn vcpu_put(pi: *mut c::kvm_pi_vcpu, cpu: c_int, flags: c_uint
         blocking: is(c::VRS_KVM_PI_PUT_BLOCKING),
         irqs_allowed: is(c::VRS_KVM_PI_PUT_IRQS_ALLOWED),
     };
-    let plan = posted_intr::put(vcpu.descriptor(), leaving, &halting);
-    if plan == Plan::Wake
-        // SAFETY: The key is C's.
-        && unsafe { static_branch_unlikely!(c::__tracepoint_pi_wait, bindings::tracepoint, key) }
-    {
+    match leaving.plan() {
+        Plan::Nothing => {}
+        // SAFETY: As above; interrupts are disabled, as this plan says that it waits.
+        Plan::Wake => unsafe { vcpu_wait(vcpu, cpu) },
+        Plan::Suppress => posted_intr::suppress(vcpu.descriptor()),
+    }
+}
+
+/// Not inlined, so that the other ways need no stack.
+///
+/// # Safety
+///
+/// As [`vcpu_put`], with interrupts disabled.
+#[inline(never)]
+unsafe fn vcpu_wait(vcpu: &Vcpu, cpu: c_int) {
+    let halting = Halting {
+        // SAFETY: By the requirement of this function.
+        lists: unsafe { REGISTERED.lists() },
+        vcpu,
+        // SAFETY: This CPU is possible.
+        cpu: unsafe { PossibleCpu::new_unchecked(cpu as u32) },
+        notified: Cell::new(false),
+    };
+    posted_intr::wait(vcpu.descriptor(), &halting);
+    // SAFETY: The key is C's.
+    if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wait, bindings::tracepoint, key) } {
         // SAFETY: No precondition.
         unsafe { c::vrs_trace_pi_wait(halting.cpu.as_u32(), halting.notified.get()) };
     }

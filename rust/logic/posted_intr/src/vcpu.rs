@@ -91,26 +91,41 @@ pub fn load<W: Word>(
     here: impl FnOnce() -> Ndst,
     list: &impl Wakeup,
 ) {
-    // NV is written by `load` and `put` only, which no two CPUs do to one vCPU at a time: it is the
-    // record of what `put` did. Whether devices are there now says nothing about that.
-    let waited = descriptor.control().nv() == WAKEUP;
-    if waited || moved {
-        move_here(descriptor, waited, here, list);
-    } else if descriptor.clear_sn() {
-        find_suppressed(descriptor);
+    if !load_again(descriptor, moved) {
+        load_anew(descriptor, here, list);
     }
-    // If SN was clear, nothing was suppressed, and ON is what it should be.
 }
 
-// Not inlined, so that the short way needs no stack.
-#[inline(never)]
-fn move_here<W: Word>(
+// NV is written by `load` and `put` only, which no two CPUs do to one vCPU at a time: it is the
+// record of what `put` did. Whether devices are there now says nothing about that.
+fn waited<W: Word>(descriptor: &Descriptor<W>) -> bool {
+    descriptor.control().nv() == WAKEUP
+}
+
+/// The short way of [`load`], which is all for a vCPU that is still where it was and did not wait.
+///
+/// False if it is not, and nothing was done: [`load_anew`] does it.
+#[inline(always)]
+#[must_use]
+pub fn load_again<W: Word>(descriptor: &Descriptor<W>, moved: bool) -> bool {
+    if moved || waited(descriptor) {
+        return false;
+    }
+    // If SN was clear, nothing was suppressed, and ON is what it should be.
+    if descriptor.clear_sn() {
+        find_suppressed(descriptor);
+    }
+    true
+}
+
+/// The long way of [`load`].
+#[inline]
+pub fn load_anew<W: Word>(
     descriptor: &Descriptor<W>,
-    waited: bool,
     here: impl FnOnce() -> Ndst,
     list: &impl Wakeup,
 ) {
-    if waited {
+    if waited(descriptor) {
         // Until NV is changed below the old CPU may still be notified. It finds the list without
         // this vCPU, which does not mind: it is awake.
         list.delist();
@@ -140,23 +155,31 @@ pub fn put<W: Word>(descriptor: &Descriptor<W>, leaving: Leaving, list: &impl Wa
     let plan = leaving.plan();
     match plan {
         Plan::Nothing => {}
-        Plan::Wake => {
-            // SN is clear, as it has been since `load`. The list comes first: once NV is changed a
-            // notification may arrive, and who is not on the list then is not woken.
-            list.enlist();
-            let before = descriptor.update(|control| control.with_nv(WAKEUP));
-            if before.on() {
-                // Whoever set ON has notified the vCPU on the other vector, where nobody listens,
-                // and nobody else will be notified while ON is set. The task cannot be woken from
-                // here: it is just being descheduled. The interrupt arrives when that is done.
-                list.notify_self();
-            }
-        }
-        Plan::Suppress => {
-            descriptor.set_sn();
-        }
+        Plan::Wake => wait(descriptor, list),
+        Plan::Suppress => suppress(descriptor),
     }
     plan
+}
+
+/// [`Plan::Wake`].
+#[inline(always)]
+pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
+    // SN is clear, as it has been since `load`. The list comes first: once NV is changed a
+    // notification may arrive, and who is not on the list then is not woken.
+    list.enlist();
+    let before = descriptor.update(|control| control.with_nv(WAKEUP));
+    if before.on() {
+        // Whoever set ON has notified the vCPU on the other vector, where nobody listens, and
+        // nobody else will be notified while ON is set. The task cannot be woken from here: it is
+        // just being descheduled. The interrupt arrives when that is done.
+        list.notify_self();
+    }
+}
+
+/// [`Plan::Suppress`].
+#[inline(always)]
+pub fn suppress<W: Word>(descriptor: &Descriptor<W>) {
+    descriptor.set_sn();
 }
 
 /// Is this vCPU, which was found on a wakeup list, to be woken?
