@@ -493,6 +493,16 @@ debug: action=ignore
         return ["env", "-C", self.where, self.emulator.program, "-q", "-f", "bochsrc"]
 
 
+class BochsAlone(Bochs):
+    """The same with one processor, whose clock counts its instructions and nothing else.
+
+    That of two goes on by half of what both did in turn: a block of instructions of each, or sixteen
+    for one that halts.
+    """
+
+    cpus = 1
+
+
 class DebugVm(Vm):
     """The same for a kernel that watches itself, which takes memory, and time most of all."""
 
@@ -544,6 +554,7 @@ MACHINES = {
     "vm-virtio": Kind(VirtioVm, "x86_64"),
     "vm-amd": Kind(AmdVm, "x86_64"),
     "bochs": Kind(Bochs, "x86_64"),
+    "bochs-alone": Kind(BochsAlone, "x86_64"),
     "vm-hwdbm": Kind(HwdbmVm, "x86_64"),
     "arm64": Kind(Arm64, "arm64"),
     "arm64-host": Kind(Arm64Host, "arm64"),

@@ -443,8 +443,7 @@ static long vrs_connect(struct vrs_bypass *vrs, bool refuse)
 	u64 start = rdtsc_ordered();				\
 								\
 	call;							\
-	start = rdtsc_ordered() - start;			\
-	(costs)[kind] = min((costs)[kind], start);		\
+	(costs)[kind] += rdtsc_ordered() - start;		\
 } while (0)
 
 /* What the scheduler and the processor do in turn, on one CPU and without a guest. */
@@ -473,7 +472,7 @@ static void vrs_measure_once(struct vrs_bypass_measure *arg, struct kvm_vcpu *vc
 	rcu_assign_pointer(vcpu->wait.task, NULL);
 	vrs_cost(arg->costs, VRS_COST_LOAD_WAITED, load(vcpu, cpu));
 
-	vcpu->cpu = cpumask_any_but(cpu_online_mask, cpu);
+	vcpu->cpu = -1;
 	vrs_cost(arg->costs, VRS_COST_LOAD_MOVED, load(vcpu, cpu));
 	vcpu->cpu = cpu;
 }
@@ -486,7 +485,7 @@ static long vrs_measure(struct vrs_bypass *vrs, struct vrs_bypass_measure *arg)
 	struct file *file;
 	long ret = 0;
 
-	if (!arg->rounds || num_online_cpus() < 2)
+	if (!arg->rounds)
 		return -EINVAL;
 	if (!vrs_is_at("vcpu_load", arg->vcpu_load) ||
 	    !vrs_is_at("vcpu_put", arg->vcpu_put) ||
@@ -503,7 +502,7 @@ static long vrs_measure(struct vrs_bypass *vrs, struct vrs_bypass_measure *arg)
 	}
 	vcpu = file->private_data;
 
-	memset(arg->costs, 0xff, sizeof(arg->costs));
+	memset(arg->costs, 0, sizeof(arg->costs));
 	mutex_lock(&vcpu->mutex);
 	vcpu_load(vcpu);
 	while (!ret && arg->rounds--) {

@@ -104,7 +104,7 @@ enum vrs_bypass_cost {
 	VRS_COST_PUT_WAITING,
 	/* and to come back. */
 	VRS_COST_LOAD_WAITED,
-	/* To come to another CPU. */
+	/* To come to a CPU it was not on before. */
 	VRS_COST_LOAD_MOVED,
 	/* To handle a notification: nobody waits, a vCPU does, it is woken. */
 	VRS_COST_WAKEUP_NOBODY,
@@ -126,7 +126,7 @@ struct vrs_bypass_measure {
 	__u64 vmx_vcpu_pi_load;
 	__u64 vmx_vcpu_pi_put;
 	__u64 pi_wakeup_handler;
-	/* The least of all rounds. */
+	/* Of all rounds together. */
 	__u64 costs[VRS_COSTS];
 };
 

@@ -51,6 +51,8 @@ impl Events {
     #[track_caller]
     pub fn record_all(event: &str) -> Verdict<Self> {
         let events = Self::instance(event)?;
+        // They may be many.
+        events.write("buffer_size_kb", "16384")?;
         events.write(&format!("events/{event}/enable"), "1")?;
         Ok(events)
     }

@@ -254,7 +254,8 @@ impl Device {
         Ok(counts)
     }
 
-    /// What posted interrupts take KVM in cycles, for a virtual CPU that the interrupt is posted to.
+    /// What posted interrupts take KVM in cycles, for a virtual CPU that the interrupt is posted to,
+    /// in so many rounds.
     pub(crate) fn measure(&self, vcpu: &VcpuFd, rounds: u32) -> Verdict<[u64; COSTS.len()]> {
         let mut measure = fixture::Measure {
             vcpu: vcpu.as_raw_fd(),

@@ -599,7 +599,7 @@ fn offline(_: &Env) -> Verdict {
 }
 
 fn cost(_: &Env) -> Verdict {
-    const ROUNDS: u32 = 1000;
+    const ROUNDS: u32 = 10_000;
     let (watch, device) = (Watch::begin()?, Device::new()?);
     let (machine, vcpu) = Machine::idle()?;
     machine.route(&[(VECTOR, Target::Cpu(0))])?;
@@ -610,7 +610,8 @@ fn cost(_: &Env) -> Verdict {
     let own = costs[0];
     for (name, cost) in COSTS.iter().zip(costs).skip(1) {
         expect(name, cost > own)?;
-        println!("# {name}: {}", cost - own);
+        let tenths = (cost - own) * 10 / u64::from(ROUNDS);
+        println!("# {name}: {}.{}", tenths / 10, tenths % 10);
     }
     if let Some(report) = watch.end(&[&device])? {
         let rounds = u64::from(ROUNDS);
