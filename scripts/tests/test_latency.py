@@ -39,6 +39,11 @@ class LatencyTest(unittest.TestCase):
         # Nine of ten, then all.
         self.assertEqual([(bottom - height) / latency.PANEL[1] for height in heights], [0.9, 1.0])
 
+    def test_hides_what_cannot_be_seen(self):
+        points = [(1, 200.0), (2, 199.9), (3, 199.4), (4, 199.3), (5, 199.2)]
+        self.assertEqual(list(latency.visible(points)), [(1, 200.0), (3, 199.4), (5, 199.2)])
+        self.assertEqual(list(latency.visible([])), [])
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import env, report, ui
 
 #: Of the picture, in its own units.
-PANEL, MARGIN, COLUMNS = (320, 200), (58, 40), 2
+PANEL, MARGIN, COLUMNS, HARDLY = (320, 200), (58, 40), 2, 0.5
 COLOURS = {"c": "#c25a00", "rust": "#0057b8"}
 STYLE = "text{font:12px sans-serif;fill:#222}.small{font-size:10px}.axis{stroke:#888;fill:none}.curve{fill:none;stroke-width:2}"
 
@@ -83,7 +83,16 @@ def panel(name, by_driver, left, top):
         for value in sorted(taken):
             arrived += taken[value]
             steps[round(x(value), 1)] = round(y(arrived / total), 1)
-        path += "".join(f"H{across}V{up}" for across, up in steps.items())
+        path += "".join(f"H{across}V{up}" for across, up in visible(steps.items()))
         # The second is drawn over the first, and lets it be seen.
         dashes = ' stroke-dasharray="6 5"' if number else ""
         yield f'<path class="curve" stroke="{COLOURS.get(driver, "#444")}"{dashes} d="{path}H{right}"/>'
+
+
+def visible(points):
+    """Without those that are hardly above the one before; a million samples have thousands."""
+    shown = None
+    for number, (across, up) in enumerate(points := list(points)):
+        if shown is None or shown - up >= HARDLY or number == len(points) - 1:
+            shown = up
+            yield across, up
