@@ -295,6 +295,20 @@ impl Vm {
         Ok(cpu)
     }
 
+    /// `KVM_GET_DIRTY_LOG`: numbers of the pages of a slot that were written since the last time.
+    #[track_caller]
+    pub(crate) fn dirty(&self, slot: &Slot) -> Verdict<Vec<u64>> {
+        let words = self
+            .fd
+            .get_dirty_log(slot.id, slot.size as usize)
+            .map_err(failed)?;
+        let pages = (0..).zip(words).flat_map(|(number, word)| {
+            let set = move |bit: &u64| word >> bit & 1 != 0;
+            (0..64).filter(set).map(move |bit: u64| number * 64 + bit)
+        });
+        Ok(pages.collect())
+    }
+
     /// What the stage-2 page table maps, apart from the guest's own memory.
     #[track_caller]
     pub(crate) fn mapped(&self) -> Verdict<Vec<Run>> {

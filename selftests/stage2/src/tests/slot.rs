@@ -3,6 +3,7 @@
 //! Memory slots: which leaves they are mapped with.
 
 use harness::check::{
+    expect,
     expect_eq,
     expect_errno,
     Verdict, //
@@ -60,6 +61,7 @@ tests! {
     "slot.move", "a slot that is moved is mapped at its new place only" => moved;
     "slot.read_only", "a guest that writes to a slot it may only read is left to the process" => read_only;
     "slot.dirty_log", "the dirty pages of device memory cannot be logged" => dirty_log;
+    "slot.logged", "pages, and each that was written is logged, where a BAR got into a slot that logs" => logged;
     "slot.ipa_limit", "no slot reaches beyond the guest's address space" => ipa_limit;
 }
 
@@ -398,6 +400,47 @@ fn dirty_log(env: &Env) -> Verdict {
     rig.access(IPA + 8)?;
     rig.access(IPA + GIB - 8)?;
     rig.check()
+}
+
+/// The flag is refused only if there is device memory when it is set.
+fn logged(env: &Env) -> Verdict {
+    let bar = Bar::open(env, GIB)?;
+    let rig = Rig::new(Window::new(&bar, 0, GIB, 0)?)?;
+    let memory = &rig.window.memory;
+    memory.take_away(0, GIB)?;
+    let slot = Slot {
+        flags: MEM_LOG_DIRTY_PAGES,
+        ..rig.slot(1, IPA, 0, GIB)
+    };
+    rig.vm.set_slot(&slot)?;
+    memory.put_region(0, GIB, &bar.device, bar.region, 0)?;
+    let mut cpu = rig.cpu;
+    let mut write = |at: u64| {
+        let got = cpu.ask(Ask::Write(IPA + at, at + 1))?;
+        expect("the guest writes", matches!(got, Answer::Done(_)))?;
+        expect_eq("what is there", bar.window.read::<u64>(at), at + 1)
+    };
+    let pages = [5 * PAGE, 7 * PAGE, M2, GIB / 2, GIB - PAGE];
+    for at in pages {
+        write(at)?;
+    }
+    let leaf = |at: u64| (IPA + at..IPA + at + PAGE, Level::Page);
+    let mapped = rig.vm.mapped()?.into_iter();
+    let got: Vec<_> = mapped.map(|run| (run.range, run.level)).collect();
+    expect_eq("mapped", got, joined(pages.map(leaf).into()))?;
+    let numbers = |pages: &[u64]| -> Vec<u64> { pages.iter().map(|at| at / PAGE).collect() };
+    expect_eq("dirty", rig.vm.dirty(&slot)?, numbers(&pages))?;
+    expect_eq("dirty again", rig.vm.dirty(&slot)?, vec![])?;
+    // What was logged is logged anew.
+    for at in [M2 + 8, 6 * PAGE] {
+        write(at)?;
+    }
+    expect_eq("dirty", rig.vm.dirty(&slot)?, numbers(&[6 * PAGE, M2]))?;
+    // Without logging there are blocks again.
+    rig.vm.set_slot(&Slot { flags: 0, ..slot })?;
+    write(M2 * 3)?;
+    let biggest = rig.vm.mapped()?.into_iter().map(|run| run.level).max();
+    expect_eq("the largest leaf", biggest, Some(provider::largest()))
 }
 
 fn ipa_limit(env: &Env) -> Verdict {
