@@ -103,11 +103,17 @@ class Host(unittest.TestCase):
             self.assertIn(program.device, known, name)
 
     def test_table(self):
-        results = [Result("vm.c.one", "one", PASS, seconds=2.0), Result("vm.c.one", "kernel log", FAIL, seconds=2.0),
-                   Result("vm.rust.one", "one", PASS, seconds=7.4), Result("vm.c.two", "run", FAIL)]
+        results = [Result("vm.c.stress", "stress", PASS, seconds=2.0), Result("vm.c.stress", "kernel log", FAIL, seconds=2.0),
+                   Result("vm.rust.stress", "stress", PASS, seconds=7.4), Result("host.c.intx-race", "intx-race", PASS, seconds=9.0),
+                   Result("vm.c.hot-reset", "run", FAIL)]
         self.assertEqual([[foreign.cell(row[driver]) for driver in ("c", "rust")]
-                          for row in foreign.table(["one", "two"], ["c", "rust"], results)],
-                         [["fail 4s", "pass 7s"], ["-", "-"]])
+                          for row in foreign.table(["stress", "intx-race", "hot-reset"], ["c", "rust"], results)],
+                         [["fail 4s", "pass 7s"], ["pass 9s", "-"], ["-", "-"]])
+
+    def test_races_have_cpus_that_run_at_once(self):
+        for test in foreign.tests(list(PROGRAMS), Path("/")):
+            where, = test.machines
+            self.assertEqual(foreign.MACHINES[where].thread, "multi" if PROGRAMS[test.name].races else "single")
 
     def test_no_checkout(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,7 @@ They are those at github.com/awilliam/tests: fetched or given, built unchanged
 in a copy, run in the VM, and judged by scripts/guest/foreign.py.
 """
 
+import functools
 import json
 import shutil
 import subprocess
@@ -37,6 +38,7 @@ class Machine(machine.Vm):
     """The VM with a BAR of 1 GiB, on a bus that can be reset, and a guest's worth of huge pages."""
 
     memory = 7
+    alone = False
     huge_pages = "hugepagesz=1G hugepages=4 hugepagesz=2M hugepages=128"
     devices = (
         *machine.Vm.devices,
@@ -48,6 +50,17 @@ class Machine(machine.Vm):
         "-device", "nvme,bus=behind,drive=void,serial=pmr,pmrdev=pmr,use-intel-id=on",
     )
 
+
+class Racing(Machine):
+    """The same whose CPUs run at once, as those of hosts do: a host thread for each."""
+
+    thread = machine.Host.thread
+    # CPUs of another would keep them from it.
+    alone = True
+
+
+#: By the names that tests.toml and the results know them by.
+MACHINES = {"vm": Machine, "host": Racing}
 
 NEEDS = {"bar-1G": {"device": "8086:5845", "driver": "vfio-pci"}}
 
@@ -82,8 +95,10 @@ def cmd_foreign(args):
                               python=Machine.python)
     found = report.Report()
     with found.stage("foreign") as stage:
-        selftests.run_stage(stage, "vm", lambda where: Machine(where, built, kvm=args.kvm),
-                            tests(names, folder), drivers, places, description)
+        for where, boot in MACHINES.items():
+            if members := [test for test in tests(names, folder) if where in test.machines]:
+                selftests.run_stage(stage, where, functools.partial(boot, built=built, kvm=args.kvm),
+                                    members, drivers, places, description, alone=boot.alone)
         rows = table(names, drivers, stage.results)
     status = found.finish()
     print(f"\n{URL}, {commit}; times are the machine's own and mean nothing but progress\n")
@@ -151,11 +166,16 @@ def capability_header(folder):
 
 def tests(names, folder):
     return [selftests.Test(
-        name=name, machines=["vm"], drivers=["c", "rust"], compare=True, needs=["vfio", guest.PROGRAMS[name].device],
+        name=name, machines=[home(name)], drivers=["c", "rust"], compare=True, needs=["vfio", guest.PROGRAMS[name].device],
         # The one inside ends it, and says so.
         limit=guest.PROGRAMS[name].limit + 120,
         command=["{python}", "-I", "-S", "{repo}/scripts/guest/foreign.py", str(folder), name,
                  f"{{{guest.PROGRAMS[name].device}}}"], settings=guest.PROGRAMS[name].settings) for name in names]
+
+
+def home(name):
+    """The machine that a program runs on."""
+    return "host" if guest.PROGRAMS[name].races else "vm"
 
 
 def table(names, drivers, results):
@@ -164,7 +184,7 @@ def table(names, drivers, results):
     for name in names:
         row = {"name": name}
         for driver in drivers:
-            parts = [result for result in results if result.suite == f"vm.{driver}.{name}"]
+            parts = [result for result in results if result.suite == f"{home(name)}.{driver}.{name}"]
             ran = [part for part in parts if part.name != "run"]
             row[driver] = {"status": "-", "seconds": None} if not ran else {
                 "status": PASS if all(part.status == PASS for part in ran) else FAIL,

@@ -311,8 +311,11 @@ def _collect_machine(stage, suite, run):
         stage.add(suite, "boots, runs its plan, powers off", PASS, "", run.seconds)
 
 
-def run_stage(stage, where, boot, tests, drivers, places, description, leaks=False):
-    """Runs ``tests`` on ``where``, each phase in a boot of its own, and adds what came out to ``stage``."""
+def run_stage(stage, where, boot, tests, drivers, places, description, leaks=False, alone=False):
+    """Runs ``tests`` on ``where``, each phase in a boot of its own, and adds what came out to ``stage``.
+
+    Machines run beside each other if there is room, unless they are to be ``alone``.
+    """
     folder = report.results / where / stage.name if stage.name != where else report.results / where
     planned = plan(description, machine.MACHINES[where].tests or where, tests, drivers, places, leaks)
     jobs = [(boot(folder / phase["name"]), {**planned, "phases": [phase]}) for phase in planned["phases"]]
@@ -329,7 +332,7 @@ def run_stage(stage, where, boot, tests, drivers, places, description, leaks=Fal
             ui.info(f"{'/'.join(key)}: {ui.duration(event['seconds'])}{' ' + how if how else ''}")
 
     count = sum(len(phase["tests"]) for phase in planned["phases"])
-    at_once = machine.at_once(machine.MACHINES[where])
+    at_once = 1 if alone else machine.at_once(machine.MACHINES[where])
     with ui.step(f"Boot {where} for {count} test runs"):
         runs = machine.run_all(jobs, announce, at_once)
     collect(stage, where, runs, tests, planned, folder)
