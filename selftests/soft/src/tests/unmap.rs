@@ -183,7 +183,7 @@ fn flushes(env: &Env) -> Verdict {
     let flushes = session.engine().stats()?.flushes - before;
     expect(
         format_args!("{flushes} flushes for {COUNT} mappings"),
-        (1..=COUNT / 32).contains(&flushes),
+        (1..=COUNT / 16).contains(&flushes),
     )
 }
 
