@@ -38,6 +38,10 @@ impl Table {
     ///
     /// `EOPNOTSUPP` if it cannot.
     fn alloc_tracked(group: &Group) -> Result<Self> {
+        // Not all IOMMU drivers refuse what their hardware lacks: with arm-smmu-v3 DMA would fail.
+        if !group.can_track() {
+            return Err(EOPNOTSUPP);
+        }
         Self::alloc_for::<{ bindings::iommufd_hwpt_alloc_flags_IOMMU_HWPT_ALLOC_DIRTY_TRACKING }>(
             group,
         )

@@ -78,6 +78,24 @@ impl Group {
         unsafe { bindings::iommu_group_has_isolated_msi(self.as_raw()) }
     }
 
+    /// Whether the IOMMU can record what any device of the group writes to.
+    pub(crate) fn can_track(&self) -> bool {
+        /// # Safety
+        ///
+        /// `dev` is a valid device.
+        unsafe extern "C" fn cannot(dev: *mut bindings::device, _: *mut c_void) -> c_int {
+            let cap = bindings::iommu_cap_IOMMU_CAP_DIRTY_TRACKING;
+            // SAFETY: By the requirement of this function.
+            c_int::from(!unsafe { bindings::device_iommu_capable(dev, cap) })
+        }
+
+        // SAFETY: The group is valid; the callback expects nothing but a device, and ends the walk
+        // with the first that cannot.
+        unsafe {
+            bindings::iommu_group_for_each_dev(self.as_raw(), ptr::null_mut(), Some(cannot)) == 0
+        }
+    }
+
     /// Ranges that devices of the group cannot use for DMA, or that must stay as they are.
     ///
     /// # Errors

@@ -620,7 +620,7 @@ static int vrs_attach(struct iommu_domain *domain, struct device *dev,
 
 	if (domain->pgsize_bitmap & ~unit->page_sizes ||
 	    dom->unit->address_bits > unit->address_bits ||
-	    (domain->dirty_ops && !unit->dirty) ||
+	    (domain->dirty_ops && dom->unit != unit && !unit->dirty) ||
 	    (READ_ONCE(dom->enforced) && !unit->coherent))
 		return -EINVAL;
 	ret = vrs_injected(unit, VRS_IOMMU_FAIL_ATTACH);
@@ -684,8 +684,8 @@ vrs_domain_alloc(struct device *dev, u32 flags,
 	struct vrs_domain *dom;
 	int ret;
 
-	if (user_data || flags & ~IOMMU_HWPT_ALLOC_DIRTY_TRACKING ||
-	    (dirty && !unit->dirty))
+	/* As in arm-smmu-v3, who asks for dirty tracking has to know whether there is any. */
+	if (user_data || flags & ~IOMMU_HWPT_ALLOC_DIRTY_TRACKING)
 		return ERR_PTR(-EOPNOTSUPP);
 	ret = vrs_injected(unit, VRS_IOMMU_FAIL_ALLOC);
 	if (ret)
@@ -893,7 +893,7 @@ static enum vrs_iommu_fault vrs_translate(struct vrs_engine *engine, u64 iova,
 
 	slot = vrs_find(dom, iova, &level);
 	entry = READ_ONCE(*slot);
-	track = write && READ_ONCE(dom->tracking);
+	track = write && READ_ONCE(dom->tracking) && dom->unit->dirty;
 	if (track && !(entry & VRS_DIRTY) &&
 	    vrs_injected(dom->unit, VRS_IOMMU_FAIL_DIRTY))
 		track = false;
