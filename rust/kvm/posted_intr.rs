@@ -52,7 +52,6 @@ use posted_intr::{
     Descriptor,
     Leaving,
     Ndst,
-    Plan,
     Wakeup,
     Word, //
 };
@@ -701,10 +700,10 @@ impl<T: Provider> Registration<T> {
 unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int) {
     // SAFETY: By the requirement of this function.
     let vcpu = unsafe { Vcpu::from_raw(pi) };
-    if !posted_intr::load_again(vcpu.descriptor(), prev != cpu) {
+    posted_intr::load(vcpu.descriptor(), prev != cpu, || {
         // SAFETY: As above.
-        unsafe { vcpu_load_anew(vcpu, prev, cpu) };
-    }
+        unsafe { vcpu_load_anew(vcpu, prev, cpu) }
+    });
 }
 
 /// Not inlined, so that the short way needs no stack.
@@ -747,12 +746,10 @@ unsafe extern "C" fn vcpu_put(pi: *mut c::kvm_pi_vcpu, cpu: c_int, flags: c_uint
         blocking: is(c::VRS_KVM_PI_PUT_BLOCKING),
         irqs_allowed: is(c::VRS_KVM_PI_PUT_IRQS_ALLOWED),
     };
-    match leaving.plan() {
-        Plan::Nothing => {}
-        // SAFETY: As above; interrupts are disabled, as this plan says that it waits.
-        Plan::Wake => unsafe { vcpu_wait(vcpu, cpu) },
-        Plan::Suppress => posted_intr::suppress(vcpu.descriptor()),
-    }
+    posted_intr::put(vcpu.descriptor(), leaving, || {
+        // SAFETY: As above; interrupts are disabled, as it waits.
+        unsafe { vcpu_wait(vcpu, cpu) }
+    });
 }
 
 /// Not inlined, so that the other ways need no stack.

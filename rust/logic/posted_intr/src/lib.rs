@@ -42,12 +42,10 @@ pub use post::{
 pub use vcpu::{
     initial,
     load,
-    load_again,
     load_anew,
     pending,
     pre_restore,
     put,
-    suppress,
     to_be_woken,
     wait,
     Leaving,
@@ -99,6 +97,14 @@ mod tests {
             word(initial().bits()),
             [word(0), word(0), word(0)],
         )
+    }
+
+    fn load(descriptor: &Descriptor<Mine>, moved: bool, here: impl FnOnce() -> Ndst, list: &Asked) {
+        super::load(descriptor, moved, || load_anew(descriptor, here, list));
+    }
+
+    fn put(descriptor: &Descriptor<Mine>, leaving: Leaving, list: &Asked) -> Plan {
+        super::put(descriptor, leaving, || wait(descriptor, list))
     }
 
     /// Counts what was asked of the list.

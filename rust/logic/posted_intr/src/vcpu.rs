@@ -82,43 +82,26 @@ impl Leaving {
 
 /// Has the vCPU's interrupts go to the CPU it is loaded on.
 ///
-/// `moved` tells whether it was on another CPU the last time; `here` is asked for this CPU only if
-/// something has to be changed.
-#[inline]
-pub fn load<W: Word>(
-    descriptor: &Descriptor<W>,
-    moved: bool,
-    here: impl FnOnce() -> Ndst,
-    list: &impl Wakeup,
-) {
-    if !load_again(descriptor, moved) {
-        load_anew(descriptor, here, list);
+/// `moved` tells whether it was on another CPU the last time. `anew` is called unless the vCPU is still
+/// where it was and did not wait, and has to do [`load_anew`]: the caller decides what that costs
+/// those for which it is not called.
+#[inline(always)]
+pub fn load<W: Word>(descriptor: &Descriptor<W>, moved: bool, anew: impl FnOnce()) {
+    if moved || waited(descriptor) {
+        anew();
+    // If SN was clear, nothing was suppressed, and ON is what it should be.
+    } else if descriptor.clear_sn() {
+        find_suppressed(descriptor);
     }
 }
 
-// NV is written by `load` and `put` only, which no two CPUs do to one vCPU at a time: it is the
+// NV is written by `load_anew` and `wait` only, which no two CPUs do to one vCPU at a time: it is the
 // record of what `put` did. Whether devices are there now says nothing about that.
 fn waited<W: Word>(descriptor: &Descriptor<W>) -> bool {
     descriptor.control().nv() == WAKEUP
 }
 
-/// The short way of [`load`], which is all for a vCPU that is still where it was and did not wait.
-///
-/// False if it is not, and nothing was done: [`load_anew`] does it.
-#[inline(always)]
-#[must_use]
-pub fn load_again<W: Word>(descriptor: &Descriptor<W>, moved: bool) -> bool {
-    if moved || waited(descriptor) {
-        return false;
-    }
-    // If SN was clear, nothing was suppressed, and ON is what it should be.
-    if descriptor.clear_sn() {
-        find_suppressed(descriptor);
-    }
-    true
-}
-
-/// The long way of [`load`].
+/// The long way of [`load`]. `here` is this CPU.
 #[inline]
 pub fn load_anew<W: Word>(
     descriptor: &Descriptor<W>,
@@ -150,18 +133,22 @@ fn find_suppressed<W: Word>(descriptor: &Descriptor<W>) {
 }
 
 /// Prepares for the vCPU to leave the CPU it is on.
-#[inline]
-pub fn put<W: Word>(descriptor: &Descriptor<W>, leaving: Leaving, list: &impl Wakeup) -> Plan {
+///
+/// `waits` is called if interrupts are to wake it, and has to do [`wait`]; see [`load`].
+#[inline(always)]
+pub fn put<W: Word>(descriptor: &Descriptor<W>, leaving: Leaving, waits: impl FnOnce()) -> Plan {
     let plan = leaving.plan();
     match plan {
         Plan::Nothing => {}
-        Plan::Wake => wait(descriptor, list),
-        Plan::Suppress => suppress(descriptor),
+        Plan::Wake => waits(),
+        Plan::Suppress => {
+            descriptor.set_sn();
+        }
     }
     plan
 }
 
-/// [`Plan::Wake`].
+/// Has interrupts wake the vCPU: [`Plan::Wake`].
 #[inline(always)]
 pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
     // SN is clear, as it has been since `load`. The list comes first: once NV is changed a
@@ -174,12 +161,6 @@ pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
         // just being descheduled. The interrupt arrives when that is done.
         list.notify_self();
     }
-}
-
-/// [`Plan::Suppress`].
-#[inline(always)]
-pub fn suppress<W: Word>(descriptor: &Descriptor<W>) {
-    descriptor.set_sn();
 }
 
 /// Is this vCPU, which was found on a wakeup list, to be woken?

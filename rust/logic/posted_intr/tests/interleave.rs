@@ -434,7 +434,7 @@ impl Vcpu<'_> {
                     descriptor.set_on();
                 }
             }
-            _ => load(descriptor, moved, here, &list),
+            _ => load(descriptor, moved, || load_anew(descriptor, here, &list)),
         }
         self.cpu = cpu;
     }
@@ -446,7 +446,8 @@ impl Vcpu<'_> {
         {
             return;
         }
-        put(&self.machine.descriptor, leaving, list);
+        let descriptor = &self.machine.descriptor;
+        put(descriptor, leaving, || wait(descriptor, list));
     }
 
     /// Leaves the CPU, then is loaded on `next`, when it is its turn and, if it sleeps, somebody
