@@ -28,9 +28,16 @@ pub(crate) struct Translation {
 }
 
 impl Translation {
+    fn len(self) -> u64 {
+        self.iova.size().unwrap_or(u64::MAX)
+    }
+
     fn leaves(self) -> impl Iterator<Item = Leaf> {
-        let len = self.iova.size().unwrap_or(u64::MAX);
-        leaves(self.page_sizes, self.iova.first(), self.phys, len)
+        leaves(self.page_sizes, self.iova.first(), self.phys, self.len())
+    }
+
+    fn count_in(self, counts: &mut LeafCounts) {
+        counts.add_run(self.page_sizes, self.iova.first(), self.phys, self.len());
     }
 }
 
@@ -58,7 +65,7 @@ impl Leaves {
             } else {
                 let mut counts = KBox::new(LeafCounts::default(), GFP_KERNEL)?;
                 counts.add(before);
-                added.leaves().for_each(|leaf| counts.add(leaf));
+                added.count_in(&mut counts);
                 return Ok(Prepared(Some(Self::Mixed(counts))));
             }
         }
@@ -69,7 +76,7 @@ impl Leaves {
     pub(crate) fn add(&mut self, added: Translation, prepared: Prepared) {
         match (prepared.0, &mut *self) {
             (Some(sum), _) => *self = sum,
-            (None, Self::Mixed(counts)) => added.leaves().for_each(|leaf| counts.add(leaf)),
+            (None, Self::Mixed(counts)) => added.count_in(counts),
             (None, Self::Same(_)) => {}
         }
     }
