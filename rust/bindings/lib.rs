@@ -32,3 +32,18 @@ use pin_init::MaybeZeroable;
 include!("generated.rs");
 
 mod layout;
+
+/// Defines a function that reads a module parameter, which root may change at any time.
+///
+/// The parameter is a variable of C, in the module that the caller is part of.
+#[macro_export]
+macro_rules! param {
+    ($(#[$doc:meta])* $visibility:vis $name:ident: $type:ty = $variable:path) => {
+        $(#[$doc])*
+        $visibility fn $name() -> $type {
+            // SAFETY: The variable lives as long as the module. C stores it whole, so that a
+            // volatile load sees the old or the new value.
+            unsafe { (&raw const $variable).read_volatile() }
+        }
+    };
+}

@@ -36,12 +36,16 @@ use sregs::{
     Trap,
     Updates, //
 };
+use vrs_bindings::param;
+
+param! {
+    /// Whether user space may update the registers.
+    may_update: bool = bindings::vrs_sregs_updates
+}
 
 /// What module parameter `sregs_updates` says at the moment.
 pub fn updates() -> Updates {
-    // SAFETY: The variable lives as long as the module. C stores it whole, so that a volatile load
-    // sees the old or the new value.
-    if unsafe { (&raw const bindings::vrs_sregs_updates).read_volatile() } {
+    if may_update() {
         Updates::Applied
     } else {
         Updates::Ignored

@@ -46,6 +46,7 @@ use stage2_map::{
     Span,
     Unreadable, //
 };
+use vrs_bindings::param;
 
 /// Maps device memory into guests.
 pub trait DeviceMapper: Send + Sync + 'static {
@@ -424,26 +425,14 @@ pub fn may_log() -> bool {
     unsafe { c::vrs_kvm_may_log() }
 }
 
-/// Reads a parameter that C may be writing.
-macro_rules! param {
-    ($(#[$doc:meta])* $name:ident: $type:ty = $c:ident) => {
-        $(#[$doc])*
-        pub fn $name() -> $type {
-            // SAFETY: The variable lives as long as the module. C stores it whole, so that a
-            // volatile load sees the old or the new value.
-            unsafe { (&raw const c::$c).read_volatile() }
-        }
-    };
-}
-
 param! {
     /// Most leaves of the VMM's page table that one fault has filled.
-    prefault: u32 = vrs_prefault
+    pub prefault: u32 = c::vrs_prefault
 }
 
 param! {
     /// Most leaves of the VMM's page table that are looked at for one block.
-    max_leaves: u32 = vrs_max_leaves
+    pub max_leaves: u32 = c::vrs_max_leaves
 }
 
 /// Tells whoever traces `kvm_arm64_rs:device_map`.
