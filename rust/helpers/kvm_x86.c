@@ -33,6 +33,6 @@ void vrs_kvm_notify_self(void)
 void vrs_kvm_notify_this_cpu(void)
 {
 	preempt_disable();
-	__apic_send_IPI_self(POSTED_INTR_WAKEUP_VECTOR);
+	vrs_kvm_notify_self();
 	preempt_enable();
 }
