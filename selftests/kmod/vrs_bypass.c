@@ -43,6 +43,7 @@
 
 #include "vrs_bypass.h"
 #include "vrs_symbol.h"
+#include "vrs_vtd.h"
 
 #define VRS_DEVICES	64
 #define VRS_MAX_SAMPLES	(1U << 20)
@@ -177,54 +178,38 @@ static irqreturn_t vrs_interrupt(int irq, void *trigger)
 	return IRQ_HANDLED;
 }
 
-static int vrs_cpu_of(u32 ndst)
-{
-	int cpu;
-
-	for_each_online_cpu(cpu) {
-		u32 id = cpu_physical_id(cpu);
-
-		if (ndst == (x2apic_mode ? id : (id << 8) & 0xff00))
-			return cpu;
-	}
-	return -1;
-}
-
-/* VT-d, "Interrupt-Posting Hardware Operation", in two steps. */
+/* In two steps: the request, then the control word. */
 static void vrs_post_to(struct vrs_bypass *vrs)
 {
 	struct vrs_bypass_counts *counts = &vrs->counts;
 	struct pi_desc *desc = vrs->desc;
-	struct pi_desc old, new;
+	struct pi_desc sent;
 	int cpu;
 
 	if (pi_test_and_set_pir(vrs->vector, desc))
 		counts->merged++;
 
-	old.control = READ_ONCE(desc->control);
-	do {
-		if (pi_test_on(&old)) {
-			counts->outstanding++;
-			return;
-		}
-		if (pi_test_sn(&old)) {
-			counts->suppressed++;
-			return;
-		}
-		new.control = old.control;
-		pi_set_on(&new);
-	} while (!try_cmpxchg64(&desc->control, &old.control, new.control));
+	switch (vrs_set_on(desc, &sent)) {
+	case VRS_OUTSTANDING:
+		counts->outstanding++;
+		return;
+	case VRS_SUPPRESSED:
+		counts->suppressed++;
+		return;
+	case VRS_NOTIFY:
+		break;
+	}
 
-	cpu = vrs_cpu_of(new.ndst);
-	if (cpu >= 0 && new.nv == POSTED_INTR_VECTOR) {
+	cpu = vrs_cpu_of(sent.ndst);
+	if (cpu >= 0 && sent.nv == POSTED_INTR_VECTOR) {
 		counts->notified_running++;
-	} else if (cpu >= 0 && new.nv == POSTED_INTR_WAKEUP_VECTOR) {
+	} else if (cpu >= 0 && sent.nv == POSTED_INTR_WAKEUP_VECTOR) {
 		counts->notified_waiting++;
 	} else {
 		counts->misdirected++;
 		return;
 	}
-	__apic_send_IPI_mask(cpumask_of(cpu), new.nv);
+	__apic_send_IPI_mask(cpumask_of(cpu), sent.nv);
 }
 
 static void vrs_post(struct vrs_bypass *vrs)

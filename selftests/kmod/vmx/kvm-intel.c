@@ -24,6 +24,8 @@
 #include <asm/posted_intr.h>
 #include <asm/smp.h>
 
+#include "../vrs_vtd.h"
+
 static unsigned int posts = 20000;
 module_param(posts, uint, 0444);
 MODULE_PARM_DESC(posts, "Interrupts posted to each vCPU in each test (20000).");
@@ -140,43 +142,24 @@ static int run(void *data)
 	return 0;
 }
 
-static int cpu_of(u32 ndst)
-{
-	int cpu;
-
-	for_each_online_cpu(cpu) {
-		u32 id = cpu_physical_id(cpu);
-
-		if (ndst == (x2apic_mode ? id : (id << 8) & 0xff00))
-			return cpu;
-	}
-	return -1;
-}
-
-/* VT-d, "Interrupt-Posting Hardware Operation", in two steps. */
 static void post(struct vcpu *vcpu)
 {
 	struct pi_desc *desc = &vcpu->pi.desc;
-	struct pi_desc old, new;
+	struct pi_desc sent;
 	int cpu;
 
 	pi_test_and_set_pir(VECTOR, desc);
-	old.control = READ_ONCE(desc->control);
-	do {
-		if (pi_test_on(&old) || pi_test_sn(&old))
-			return;
-		new.control = old.control;
-		pi_set_on(&new);
-	} while (!try_cmpxchg64(&desc->control, &old.control, new.control));
+	if (vrs_set_on(desc, &sent) != VRS_NOTIFY)
+		return;
 
-	cpu = cpu_of(new.ndst);
+	cpu = vrs_cpu_of(sent.ndst);
 	if (cpu < 0) {
 		/* The CPU is offline, and its APIC deaf. */
-		WARN_ONCE(!READ_ONCE(offlining), "no CPU has NDST %#x\n", new.ndst);
+		WARN_ONCE(!READ_ONCE(offlining), "no CPU has NDST %#x\n", sent.ndst);
 		return;
 	}
 	migrate_disable();
-	__apic_send_IPI_mask(cpumask_of(cpu), new.nv);
+	__apic_send_IPI_mask(cpumask_of(cpu), sent.nv);
 	migrate_enable();
 }
 
