@@ -440,7 +440,7 @@ impl Lists {
     /// `ENOMEM`.
     pub fn new() -> Result<Self> {
         Ok(Self {
-            cpus: PerCpu::new(Cpu::new)?,
+            cpus: PerCpu::new(|_| Cpu::new())?,
             gone: Atomic::new(0),
         })
     }

@@ -8,16 +8,22 @@
 //!
 //! Wraps the C lock functions, per-CPU memory and CPU hotplug.
 
+mod count;
 mod hotplug;
+mod irqs;
 mod percpu;
 mod raw_spinlock;
 mod rwsem;
 
+pub use count::Count;
 pub use hotplug::{
     CpuDead,
     OnCpuDead, //
 };
+pub use irqs::assume_irqs_disabled;
 pub use percpu::{
+    c_per_cpu,
+    c_this_cpu,
     PerCpu,
     PossibleCpu, //
 };

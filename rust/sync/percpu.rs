@@ -4,6 +4,8 @@
 //!
 //! C header: [`include/linux/percpu.h`](srctree/include/linux/percpu.h)
 
+#[cfg(CONFIG_SMP)]
+use core::arch::asm;
 use core::{
     marker::PhantomData,
     ptr::{
@@ -55,6 +57,62 @@ impl PossibleCpu {
     }
 }
 
+/// Where a CPU has its own of a per-CPU variable of C.
+///
+/// C: `per_cpu_ptr()`.
+#[inline(always)]
+// It is not looked at what the pointer points to.
+#[allow(clippy::pointers_in_nomem_asm_block)]
+pub fn c_per_cpu<T>(variable: *const T, cpu: PossibleCpu) -> *const T {
+    #[cfg(CONFIG_SMP)]
+    {
+        let offsets = (&raw const bindings::__per_cpu_offset).cast::<usize>();
+        // SAFETY: The table has an entry for each possible CPU and does not change.
+        let offset = unsafe { offsets.add(cpu.0 as usize).read() };
+        let mut value = variable.wrapping_byte_add(offset);
+        // As RELOC_HIDE(): LLVM would add offset and variable again for each field.
+        // SAFETY: It does nothing.
+        unsafe {
+            asm!("/* {} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags))
+        };
+        value
+    }
+    #[cfg(not(CONFIG_SMP))]
+    {
+        let _ = cpu;
+        variable
+    }
+}
+
+/// Where this CPU has its own, whichever that is: the caller sees to it that it stays on the CPU.
+///
+/// C: `raw_cpu_ptr()`.
+#[inline(always)]
+pub fn c_this_cpu<T>(variable: *const T) -> *const T {
+    #[cfg(all(CONFIG_SMP, CONFIG_X86))]
+    {
+        let mut value = variable;
+        // SAFETY: It reads where this CPU's memory is, from there. It is not `pure`, as it may be
+        // another CPU's the next time.
+        unsafe {
+            asm!(
+                "add {value}, gs:[rip + {offset}]",
+                value = inout(reg) value,
+                offset = sym bindings::this_cpu_off,
+                options(nostack, readonly),
+            )
+        };
+        value
+    }
+    #[cfg(not(all(CONFIG_SMP, CONFIG_X86)))]
+    {
+        // SAFETY: No precondition.
+        let cpu = unsafe { bindings::raw_smp_processor_id() };
+        // INVARIANT: It runs this.
+        c_per_cpu(variable, PossibleCpu(cpu))
+    }
+}
+
 /// A value for each possible CPU, in that CPU's memory. Any CPU may look at any of them.
 ///
 /// # Invariants
@@ -80,14 +138,14 @@ impl<T> PerCpu<T> {
     /// # Context
     ///
     /// May sleep.
-    pub fn new<I: PinInit<T>>(value: impl Fn() -> I) -> Result<Self> {
+    pub fn new<I: PinInit<T>>(value: impl Fn(PossibleCpu) -> I) -> Result<Self> {
         // SAFETY: No precondition.
         let values = unsafe { vrs_alloc_percpu(size_of::<T>(), align_of::<T>()) };
         let values = NonNull::new(values.cast::<T>()).ok_or(ENOMEM)?;
         for cpu in PossibleCpu::all() {
             let slot = Self::of(values, cpu).as_ptr();
             // SAFETY: The slot is as large as `T`, stays where it is, and is nobody else's yet.
-            unsafe { pin_init::raw_init(slot, value()) };
+            unsafe { pin_init::raw_init(slot, value(cpu)) };
         }
         // INVARIANT: As was just done.
         Ok(Self {
@@ -98,20 +156,13 @@ impl<T> PerCpu<T> {
 
     #[inline(always)]
     fn of(values: NonNull<T>, cpu: PossibleCpu) -> NonNull<T> {
-        #[cfg(CONFIG_SMP)]
-        {
-            let offsets = (&raw const bindings::__per_cpu_offset).cast::<usize>();
-            // SAFETY: The table has an entry for each possible CPU and does not change.
-            let offset = unsafe { offsets.add(cpu.0 as usize).read() };
-            let value = values.as_ptr().wrapping_byte_add(offset);
-            // SAFETY: The memory of a CPU is not at address 0.
-            unsafe { NonNull::new_unchecked(value) }
-        }
-        #[cfg(not(CONFIG_SMP))]
-        {
-            let _ = cpu;
-            values
-        }
+        // SAFETY: The memory of a CPU is not at address 0.
+        unsafe { NonNull::new_unchecked(c_per_cpu(values.as_ptr(), cpu).cast_mut()) }
+    }
+
+    /// What [`c_per_cpu`] makes the address of a CPU's value of.
+    pub fn as_ptr(&self) -> *const T {
+        self.values.as_ptr()
     }
 
     /// The value of a CPU.

@@ -50,7 +50,9 @@ mod raw {
 ///
 /// Any, hard interrupts included. Who holds it must not sleep, nor take a lock that sleeps on
 /// PREEMPT_RT, such as `kernel::sync::SpinLock`.
+// The value's address has no meaning, the lock's is an argument of each call: it comes first.
 #[pin_data]
+#[repr(C)]
 pub struct RawSpinLock<T> {
     #[pin]
     lock: Opaque<bindings::raw_spinlock_t>,
