@@ -5,10 +5,7 @@
 #include <linux/types.h>
 
 u64 vrs_kvm_phys(const void *ptr);
-u32 vrs_kvm_apic_id(unsigned int cpu);
-bool vrs_kvm_x2apic(void);
 void vrs_kvm_notify_self(void);
-void vrs_kvm_notify_this_cpu(void);
 
 void vrs_trace_pi_wait(u32 cpu, bool notified_itself);
 void vrs_trace_pi_wakeup(u32 cpu, u64 waiting, u64 woken);

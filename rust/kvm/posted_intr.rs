@@ -36,13 +36,11 @@ use kernel::{
         from_result,
         to_result, //
     },
-    interrupt::LocalInterruptDisabled,
     jump_label::static_branch_unlikely,
     prelude::*,
     sync::atomic::{
         Atomic,
-        Full,
-        Relaxed, //
+        Full, //
     },
     types::Opaque,
     ThisModule, //
@@ -50,13 +48,16 @@ use kernel::{
 use kvm_x86_bindings as c;
 use posted_intr::{
     Descriptor,
-    Leaving,
     Ndst,
     Wakeup,
     Word, //
 };
 use sync::{
+    assume_irqs_disabled,
+    c_per_cpu,
+    c_this_cpu,
     new_raw_spinlock,
+    Count,
     CpuDead,
     OnCpuDead,
     PerCpu,
@@ -79,26 +80,6 @@ pub struct Shared(UnsafeCell<u64>);
 // SAFETY: All accesses are single instructions on an aligned word.
 unsafe impl Sync for Shared {}
 
-/// Expands to a locked instruction on one bit of a word; the value is the bit before.
-macro_rules! locked_bit {
-    ($instruction:literal, $word:expr, $bit:expr) => {{
-        let was: u8;
-        // SAFETY: The word is valid, as there is a reference to it, and may be written to, as it is
-        // an `UnsafeCell`.
-        unsafe {
-            asm!(
-                concat!("lock ", $instruction, " qword ptr [{word}], {bit}"),
-                "setc {was}",
-                word = in(reg) $word.0.get(),
-                bit = in(reg) u64::from($bit & 63),
-                was = out(reg_byte) was,
-                options(nostack),
-            )
-        };
-        was != 0
-    }};
-}
-
 // Locked instructions are full barriers (Intel SDM, volume 3, "Locked Instructions and Memory
 // Ordering"), and the compiler takes each `asm!` for one.
 impl Word for Shared {
@@ -109,19 +90,75 @@ impl Word for Shared {
     }
 
     #[inline(always)]
-    fn set(&self, bit: u32) -> bool {
-        locked_bit!("bts", self, bit)
+    fn set<const BIT: u32>(&self) {
+        // SAFETY: The word is valid, as there is a reference to it, and may be written to, as it is
+        // an `UnsafeCell`.
+        unsafe {
+            asm!(
+                "lock bts qword ptr [{word}], {bit}",
+                word = in(reg) self.0.get(),
+                bit = const BIT,
+                options(nostack),
+            )
+        };
     }
 
     #[inline(always)]
-    fn clear(&self, bit: u32) -> bool {
-        locked_bit!("btr", self, bit)
+    fn test_and_set(&self, bit: u32) -> bool {
+        // The operand may reach beyond the word.
+        let bit = u64::from(bit & 63);
+        let was: u8;
+        // SAFETY: As above.
+        unsafe {
+            asm!(
+                "lock bts qword ptr [{word}], {bit}",
+                "setc {was}",
+                word = in(reg) self.0.get(),
+                bit = in(reg) bit,
+                was = out(reg_byte) was,
+                options(nostack),
+            )
+        };
+        was != 0
+    }
+
+    #[inline(always)]
+    fn test_and_clear<const BIT: u32>(&self) -> bool {
+        let was: u8;
+        // SAFETY: As above.
+        unsafe {
+            asm!(
+                "lock btr qword ptr [{word}], {bit}",
+                "setc {was}",
+                word = in(reg) self.0.get(),
+                bit = const BIT,
+                was = out(reg_byte) was,
+                options(nostack),
+            )
+        };
+        was != 0
+    }
+
+    #[inline(always)]
+    fn set_byte<const SHIFT: u32>(&self, byte: u8) {
+        const { assert!(SHIFT % 8 == 0 && SHIFT < 64) };
+        // SAFETY: As above, and the byte is one of the word. An exchange is a locked instruction, and
+        // excludes those on the whole word.
+        unsafe {
+            asm!(
+                "xchg byte ptr [{word} + {offset}], {byte}",
+                word = in(reg) self.0.get(),
+                offset = const SHIFT / 8,
+                byte = inout(reg_byte) byte => _,
+                options(nostack, preserves_flags),
+            )
+        };
     }
 
     #[inline(always)]
     fn swap(&self, bits: u64) -> u64 {
         let mut bits = bits;
-        // SAFETY: As in `locked_bit!`.
+        // SAFETY: As in `set`.
         unsafe {
             asm!(
                 "xchg qword ptr [{word}], {bits}",
@@ -136,7 +173,7 @@ impl Word for Shared {
     #[inline(always)]
     fn replace(&self, old: u64, new: u64) -> Result<(), u64> {
         let now: u64;
-        // SAFETY: As in `locked_bit!`.
+        // SAFETY: As in `set`.
         unsafe {
             asm!(
                 "lock cmpxchg qword ptr [{word}], {new}",
@@ -201,6 +238,13 @@ impl Vcpu {
         unsafe { &*self.0.get().cast() }
     }
 
+    /// Wakes it, as KVM does for any event.
+    #[inline(always)]
+    fn wake_up(&self) {
+        // SAFETY: Both are KVM's, and as there is a vCPU there is a VM.
+        unsafe { (*REGISTERED.wake_up.get())(self.0.get()) };
+    }
+
     #[inline(always)]
     fn entry(&self) -> *mut bindings::list_head {
         // SAFETY: The vCPU is valid.
@@ -211,16 +255,14 @@ impl Vcpu {
 /// A VM.
 pub struct Vm<'a> {
     kvm: *mut c::kvm,
-    host: &'a c::kvm_pi_host,
+    _during_call: PhantomData<&'a ()>,
 }
 
 impl Vm<'_> {
     /// Has all its vCPUs that are halted leave their CPUs once more.
     pub fn unblock(&self) {
-        if let Some(unblock) = self.host.unblock {
-            // SAFETY: Both are KVM's, and valid while this is.
-            unsafe { unblock(self.kvm) };
-        }
+        // SAFETY: Both are KVM's, and the VM is valid while this is.
+        unsafe { (*REGISTERED.unblock.get())(self.kvm) };
     }
 }
 
@@ -273,7 +315,7 @@ impl HostIrq<'_> {
 }
 
 /// How much has happened on a CPU.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
     /// vCPUs that wait there now.
     pub waiting: u64,
@@ -295,27 +337,18 @@ pub struct Counts {
 ///
 /// `first` is null or the list entry of a vCPU that KVM has told us of; `next` of the last entry and
 /// `prev` of the first are null.
-struct Waiting {
+struct List {
     first: *mut bindings::list_head,
-    counts: Counts,
 }
 
 // SAFETY: The entries are those of vCPUs, which any thread may look at under the lock.
-unsafe impl Send for Waiting {}
+unsafe impl Send for List {}
 
-impl Waiting {
+impl List {
     const fn new() -> Self {
         // INVARIANT: There is no entry.
         Self {
             first: ptr::null_mut(),
-            counts: Counts {
-                waiting: 0,
-                waited: 0,
-                notified_themselves: 0,
-                notifications: 0,
-                woken: 0,
-                stranded: 0,
-            },
         }
     }
 
@@ -336,8 +369,6 @@ impl Waiting {
         }
         // INVARIANT: The new first entry has no previous one.
         self.first = entry;
-        self.counts.waiting = self.counts.waiting.wrapping_add(1);
-        self.counts.waited = self.counts.waited.wrapping_add(1);
     }
 
     /// # Safety
@@ -360,34 +391,6 @@ impl Waiting {
                 (*prev).next = next;
             }
         }
-        self.counts.waiting = self.counts.waiting.wrapping_sub(1);
-    }
-
-    /// Wakes the vCPUs for which `to_be_woken`, which is what it returns. This is the list of `cpu`.
-    #[inline(always)]
-    fn wake(
-        &self,
-        cpu: PossibleCpu,
-        host: &c::kvm_pi_host,
-        to_be_woken: impl Fn(&Descriptor<Shared>) -> bool,
-    ) -> u64 {
-        let mut woken = 0u64;
-        self.for_each(|vcpu| {
-            if to_be_woken(vcpu.descriptor()) {
-                if let Some(wake_up) = host.wake_up {
-                    // SAFETY: Both are KVM's. This neither sleeps nor comes back here.
-                    unsafe { wake_up(vcpu.0.get()) };
-                }
-                woken = woken.wrapping_add(1);
-            }
-        });
-        // SAFETY: The key is C's.
-        if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wakeup, bindings::tracepoint, key) }
-        {
-            // SAFETY: No precondition.
-            unsafe { c::vrs_trace_pi_wakeup(cpu.as_u32(), self.counts.waiting, woken) };
-        }
-        woken
     }
 
     /// Calls `found` for each vCPU.
@@ -406,28 +409,122 @@ impl Waiting {
 }
 
 /// What each CPU has.
+///
+/// The number of those who wait, and how many have been woken, are changed by the owner of the list's
+/// lock; the others by the CPU itself, with interrupts disabled.
 #[pin_data]
+#[repr(C)]
 struct Cpu {
     #[pin]
-    waiting: RawSpinLock<Waiting>,
-    notified_themselves: Atomic<u64>,
+    list: RawSpinLock<List>,
+    waiting: Count,
+    waited: Count,
+    notified_themselves: Count,
+    notifications: Count,
+    woken: Count,
+    stranded: Count,
+    id: PossibleCpu,
 }
 
 impl Cpu {
-    fn new() -> impl PinInit<Self> {
+    fn new(id: PossibleCpu) -> impl PinInit<Self> {
         pin_init!(Self {
-            waiting <- new_raw_spinlock!(Waiting::new(), "kvm::posted_intr::Lists"),
-            notified_themselves: Atomic::new(0),
+            list <- new_raw_spinlock!(List::new(), "kvm::posted_intr::Lists"),
+            waiting: Count::new(),
+            waited: Count::new(),
+            notified_themselves: Count::new(),
+            notifications: Count::new(),
+            woken: Count::new(),
+            stranded: Count::new(),
+            id,
         })
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            waiting: self.waiting.get(),
+            waited: self.waited.get(),
+            notified_themselves: self.notified_themselves.get(),
+            notifications: self.notifications.get(),
+            woken: self.woken.get(),
+            stranded: self.stranded.get(),
+        }
+    }
+
+    /// The wakeup vector has arrived at this CPU.
+    ///
+    /// # Safety
+    ///
+    /// This is the CPU, and has interrupts disabled.
+    #[inline(always)]
+    unsafe fn notified(&self) {
+        self.notifications.add(1);
+        if wakeup_is_traced() {
+            // SAFETY: By the requirement of this function.
+            unsafe { self.wake_traced() };
+        // Only this CPU adds to its list, and not now: if nobody waits the lock is of no use.
+        } else if self.waiting.get() != 0 {
+            // SAFETY: By the requirement of this function.
+            unsafe { self.wake() };
+        }
+    }
+
+    /// Wakes those that were notified. Not inlined, so that no stack is needed if nobody waits.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are disabled.
+    #[inline(never)]
+    unsafe fn wake(&self) {
+        // SAFETY: By the requirement of this function.
+        let irqs = unsafe { assume_irqs_disabled() };
+        self.list.lock(irqs).for_each(|vcpu| {
+            if posted_intr::to_be_woken(vcpu.descriptor()) {
+                vcpu.wake_up();
+                self.woken.add(1);
+            }
+        });
+    }
+
+    /// # Safety
+    ///
+    /// As [`wake`](Self::wake).
+    #[cold]
+    unsafe fn wake_traced(&self) {
+        let (waiting, before) = (self.waiting.get(), self.woken.get());
+        // SAFETY: By the requirement of this function.
+        unsafe { self.wake() };
+        self.trace(waiting, self.woken.get().wrapping_sub(before));
+    }
+
+    /// Wakes all, as the CPU has gone offline.
+    fn wake_stranded(&self) {
+        let list = self.list.lock_irqsave();
+        let (waiting, before) = (self.waiting.get(), self.stranded.get());
+        list.for_each(|vcpu| {
+            vcpu.wake_up();
+            self.stranded.add(1);
+        });
+        drop(list);
+        if wakeup_is_traced() {
+            self.trace(waiting, self.stranded.get().wrapping_sub(before));
+        }
+    }
+
+    fn trace(&self, waiting: u64, woken: u64) {
+        // SAFETY: No precondition.
+        unsafe { c::vrs_trace_pi_wakeup(self.id.as_u32(), waiting, woken) };
     }
 }
 
-/// The wakeup lists of all CPUs.
-pub struct Lists {
-    cpus: PerCpu<Cpu>,
-    /// A CPU whose vCPUs are to be woken, as it is offline, plus one; or 0.
-    gone: Atomic<u32>,
+#[inline(always)]
+fn wakeup_is_traced() -> bool {
+    // SAFETY: The key is C's.
+    unsafe { static_branch_unlikely!(c::__tracepoint_pi_wakeup, bindings::tracepoint, key) }
 }
+
+/// The wakeup lists of all CPUs.
+pub struct Lists(PerCpu<Cpu>);
 
 /// lockdep's subclass of those who take a list's lock within the scheduler.
 const SCHED_OUT: u32 = 1;
@@ -439,52 +536,12 @@ impl Lists {
     ///
     /// `ENOMEM`.
     pub fn new() -> Result<Self> {
-        Ok(Self {
-            cpus: PerCpu::new(|_| Cpu::new())?,
-            gone: Atomic::new(0),
-        })
+        Ok(Self(PerCpu::new(Cpu::new)?))
     }
 
     /// What has happened, by CPU.
     pub fn counts(&self) -> impl Iterator<Item = (PossibleCpu, Counts)> + '_ {
-        PossibleCpu::all().map(|id| {
-            let cpu = self.cpus.get(id);
-            let counts = cpu.waiting.lock_irqsave().counts;
-            let notified_themselves = cpu.notified_themselves.load(Relaxed);
-            (
-                id,
-                Counts {
-                    notified_themselves,
-                    ..counts
-                },
-            )
-        })
-    }
-
-    /// The wakeup vector has arrived at `cpu`, this CPU.
-    fn notified(&self, cpu: PossibleCpu, irqs: &LocalInterruptDisabled, host: &c::kvm_pi_host) {
-        let mut waiting = self.cpus.get(cpu).waiting.lock(irqs);
-        let woken = waiting.wake(cpu, host, posted_intr::to_be_woken);
-        waiting.counts.notifications = waiting.counts.notifications.wrapping_add(1);
-        waiting.counts.woken = waiting.counts.woken.wrapping_add(woken);
-        drop(waiting);
-
-        if self.gone.load(Relaxed) != 0 {
-            self.wake_stranded(irqs, host);
-        }
-    }
-
-    /// Wakes all who wait on a CPU that has gone, wherever they are notified from now on.
-    #[cold]
-    fn wake_stranded(&self, irqs: &LocalInterruptDisabled, host: &c::kvm_pi_host) {
-        let Some(cpu) = self.gone.xchg(0, Full).checked_sub(1) else {
-            return;
-        };
-        // SAFETY: The CPU was online once.
-        let cpu = unsafe { PossibleCpu::new_unchecked(cpu) };
-        let mut waiting = self.cpus.get(cpu).waiting.lock(irqs);
-        let woken = waiting.wake(cpu, host, |_| true);
-        waiting.counts.stranded = waiting.counts.stranded.wrapping_add(woken);
+        PossibleCpu::all().map(|id| (id, self.0.get(id).counts()))
     }
 }
 
@@ -496,20 +553,26 @@ struct Stranded;
 impl CpuDead for Stranded {
     fn dead(cpu: PossibleCpu) {
         // SAFETY: `Registration` has this called only while a provider is registered.
-        let lists = unsafe { REGISTERED.lists() };
-        // Only KVM can wake a vCPU, and it has told how to nobody but the handler.
-        lists.gone.store(cpu.as_u32().wrapping_add(1), Relaxed);
-        // SAFETY: The handler is this provider's, or ignores the vector.
-        unsafe { c::vrs_kvm_notify_this_cpu() };
+        unsafe { REGISTERED.cpu(cpu.as_u32() as c_int) }.wake_stranded();
     }
 }
 
 /// A vCPU that halts on `cpu`, or did so.
 struct Halting<'a> {
-    lists: &'a Lists,
     vcpu: &'a Vcpu,
-    cpu: PossibleCpu,
+    cpu: &'a Cpu,
     notified: Cell<bool>,
+}
+
+impl<'a> Halting<'a> {
+    #[inline(always)]
+    fn new(vcpu: &'a Vcpu, cpu: &'a Cpu) -> Self {
+        Self {
+            vcpu,
+            cpu,
+            notified: Cell::new(false),
+        }
+    }
 }
 
 impl Wakeup for Halting<'_> {
@@ -517,31 +580,27 @@ impl Wakeup for Halting<'_> {
     fn enlist(&self) {
         // SAFETY: This is for a vCPU that blocks and is not preempted, for which KVM calls in the
         // scheduler, with interrupts disabled.
-        let irqs = unsafe { LocalInterruptDisabled::assume_disabled() };
-        let mut waiting = self
-            .lists
-            .cpus
-            .get(self.cpu)
-            .waiting
-            .lock_nested::<SCHED_OUT>(irqs);
-        // SAFETY: `put` does this for a vCPU that is loaded, which is on no list, and says so in NV.
+        let irqs = unsafe { assume_irqs_disabled() };
+        let mut list = self.cpu.list.lock_nested::<SCHED_OUT>(irqs);
+        // SAFETY: `wait` does this for a vCPU that is loaded, which is on no list, and says so in NV.
         // KVM loads each vCPU once more before it goes, and `load` has it removed then.
-        unsafe { waiting.insert(self.vcpu) };
+        unsafe { list.insert(self.vcpu) };
+        self.cpu.waiting.add(1);
+        self.cpu.waited.add(1);
     }
 
     #[inline(always)]
     fn delist(&self) {
-        let list = &self.lists.cpus.get(self.cpu).waiting;
-        let mut waiting = list.lock_irqsave_also_nested::<SCHED_OUT>();
-        // SAFETY: `load` does this for a vCPU that `put` had inserted, on the CPU it left, which is
+        let mut list = self.cpu.list.lock_irqsave_also_nested::<SCHED_OUT>();
+        // SAFETY: `load` does this for a vCPU that `wait` had inserted, on the CPU it left, which is
         // this one.
-        unsafe { waiting.remove(self.vcpu) };
+        unsafe { list.remove(self.vcpu) };
+        self.cpu.waiting.decrement();
     }
 
     #[inline(always)]
     fn notify_self(&self) {
-        let cpu = self.lists.cpus.get(self.cpu);
-        cpu.notified_themselves.fetch_add(1, Relaxed);
+        self.cpu.notified_themselves.add(1);
         self.notified.set(true);
         // SAFETY: Interrupts are disabled, so this is the CPU; see `enlist`.
         unsafe { c::vrs_kvm_notify_self() };
@@ -549,45 +608,73 @@ impl Wakeup for Halting<'_> {
 }
 
 /// NDST of a CPU.
+///
+/// # Safety
+///
+/// The CPU is possible.
 #[inline(always)]
-fn ndst(cpu: PossibleCpu) -> Ndst {
-    // SAFETY: The CPU is possible.
-    let id = unsafe { c::vrs_kvm_apic_id(cpu.as_u32()) };
-    // SAFETY: No precondition.
-    if unsafe { c::vrs_kvm_x2apic() } {
-        Ndst::x2apic(id)
-    } else {
-        Ndst::xapic(id)
+unsafe fn ndst(cpu: c_int) -> Ndst {
+    // SAFETY: By the requirement of this function.
+    let cpu = unsafe { PossibleCpu::new_unchecked(cpu as u32) };
+    // SAFETY: It is a per-CPU variable, and written to before the CPU comes online for the first
+    // time.
+    let id = unsafe { c_per_cpu(&raw const c::x86_cpu_to_apicid, cpu).read() };
+    #[cfg(CONFIG_X86_X2APIC)]
+    // SAFETY: C writes to it before there are VMs.
+    if unsafe { (&raw const c::x2apic_mode).read() } != 0 {
+        return Ndst::x2apic(id);
     }
+    Ndst::xapic(id)
 }
 
-/// The registered provider, as KVM passes none to the functions it calls.
+/// What KVM's calls need, as it passes nothing that belongs to the provider.
 ///
-/// Written before KVM is given the functions and after it has given them up, and read by them only.
-/// Between lies a lock of KVM's, and code that is patched on all CPUs.
+/// `cpus` and `provider` are written before KVM is given the functions and after it has given them up,
+/// and read by them only. Between lies a lock of KVM's, and code that is patched on all CPUs.
+///
+/// What KVM offers is written while there is no VM, before the lock that the first one takes, and used
+/// while there is one.
 struct Registered {
     taken: Atomic<i32>,
-    lists: UnsafeCell<*const Lists>,
+    /// As that of [`Lists`].
+    cpus: UnsafeCell<*const Cpu>,
     provider: UnsafeCell<*const c_void>,
+    wake_up: UnsafeCell<unsafe extern "C" fn(*mut c::kvm_pi_vcpu)>,
+    unblock: UnsafeCell<unsafe extern "C" fn(*mut c::kvm)>,
 }
 
-// SAFETY: As described above, who reads the pointers does not race with who writes them.
+// SAFETY: As described above, who reads does not race with who writes.
 unsafe impl Sync for Registered {}
 
 static REGISTERED: Registered = Registered {
     taken: Atomic::new(0),
-    lists: UnsafeCell::new(ptr::null()),
+    cpus: UnsafeCell::new(ptr::null()),
     provider: UnsafeCell::new(ptr::null()),
+    wake_up: UnsafeCell::new(nothing),
+    unblock: UnsafeCell::new(nothing),
 };
+
+/// What KVM offers before it offers anything.
+extern "C" fn nothing<T>(_: *mut T) {}
 
 impl Registered {
     /// # Safety
     ///
-    /// A provider is registered, and stays so for `'a`.
+    /// A provider is registered, and stays so for `'a`; the CPU is possible.
     #[inline(always)]
-    unsafe fn lists<'a>(&self) -> &'a Lists {
+    unsafe fn cpu<'a>(&self, cpu: c_int) -> &'a Cpu {
+        // SAFETY: By the requirement of this function all possible CPUs have their `Cpu`, and this
+        // one is.
+        unsafe { &*c_per_cpu(*self.cpus.get(), PossibleCpu::new_unchecked(cpu as u32)) }
+    }
+
+    /// # Safety
+    ///
+    /// A provider is registered, and stays so for `'a`; this stays on its CPU as long.
+    #[inline(always)]
+    unsafe fn here<'a>(&self) -> &'a Cpu {
         // SAFETY: By the requirement of this function.
-        unsafe { &**self.lists.get() }
+        unsafe { &*c_this_cpu(*self.cpus.get()) }
     }
 
     /// # Safety
@@ -620,8 +707,10 @@ impl<T: Provider> Functions<T> {
         let ops = KBox::new(
             c::kvm_pi_provider {
                 owner: module.as_ptr(),
+                bind: Some(bind),
                 vcpu_load: Some(vcpu_load),
                 vcpu_put: Some(vcpu_put),
+                vcpu_block: Some(vcpu_block),
                 wakeup: Some(wakeup),
                 has_pending: Some(has_pending),
                 pre_restore: Some(pre_restore),
@@ -636,7 +725,7 @@ impl<T: Provider> Functions<T> {
         }
         // SAFETY: As nobody else has taken it, none of our functions is registered.
         unsafe {
-            *REGISTERED.lists.get() = provider.lists();
+            *REGISTERED.cpus.get() = provider.lists().0.as_ptr();
             *REGISTERED.provider.get() = (&raw const *provider).cast();
         }
         // SAFETY: The table is on the heap and stays until it is unregistered, and so does the
@@ -695,100 +784,99 @@ impl<T: Provider> Registration<T> {
 
 /// # Safety
 ///
-/// A provider is registered; `pi` is a vCPU of KVM's, which is loaded on `cpu`, where this runs, and
-/// was put on `prev` the last time, unless that is negative.
-unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int) {
-    // SAFETY: By the requirement of this function.
-    let vcpu = unsafe { Vcpu::from_raw(pi) };
-    posted_intr::load(vcpu.descriptor(), prev != cpu, || {
-        // SAFETY: As above.
-        unsafe { vcpu_load_anew(vcpu, prev, cpu) }
-    });
-}
-
-/// Not inlined, so that the short way needs no stack.
-///
-/// # Safety
-///
-/// As [`vcpu_load`].
-#[inline(never)]
-unsafe fn vcpu_load_anew(vcpu: &Vcpu, prev: c_int, cpu: c_int) {
-    // SAFETY: A CPU that a vCPU is or was on is possible.
-    let here = unsafe { PossibleCpu::new_unchecked(cpu as u32) };
-    let last = if prev < 0 {
-        here
-    } else {
-        // SAFETY: As above.
-        unsafe { PossibleCpu::new_unchecked(prev as u32) }
-    };
-    let halted = Halting {
-        // SAFETY: By the requirement of this function.
-        lists: unsafe { REGISTERED.lists() },
-        vcpu,
-        cpu: last,
-        notified: Cell::new(false),
-    };
-    posted_intr::load_anew(vcpu.descriptor(), || ndst(here), &halted);
-}
-
-/// # Safety
-///
-/// A provider is registered; `pi` is a vCPU of KVM's, loaded on `cpu`, where this runs, with
-/// interrupts disabled if the flags say that it blocks and is not preempted.
-unsafe extern "C" fn vcpu_put(pi: *mut c::kvm_pi_vcpu, cpu: c_int, flags: c_uint) {
-    // SAFETY: By the requirement of this function.
-    let vcpu = unsafe { Vcpu::from_raw(pi) };
-    let is = |flag| flags & flag != 0;
-    let leaving = Leaving {
-        from_ipis: is(c::VRS_KVM_PI_PUT_FROM_IPIS),
-        from_devices: is(c::VRS_KVM_PI_PUT_FROM_DEVICES),
-        preempted: is(c::VRS_KVM_PI_PUT_PREEMPTED),
-        blocking: is(c::VRS_KVM_PI_PUT_BLOCKING),
-        irqs_allowed: is(c::VRS_KVM_PI_PUT_IRQS_ALLOWED),
-    };
-    posted_intr::put(vcpu.descriptor(), leaving, || {
-        // SAFETY: As above; interrupts are disabled, as it waits.
-        unsafe { vcpu_wait(vcpu, cpu) }
-    });
-}
-
-/// Not inlined, so that the other ways need no stack.
-///
-/// # Safety
-///
-/// As [`vcpu_put`], with interrupts disabled.
-#[inline(never)]
-unsafe fn vcpu_wait(vcpu: &Vcpu, cpu: c_int) {
-    let halting = Halting {
-        // SAFETY: By the requirement of this function.
-        lists: unsafe { REGISTERED.lists() },
-        vcpu,
-        // SAFETY: This CPU is possible.
-        cpu: unsafe { PossibleCpu::new_unchecked(cpu as u32) },
-        notified: Cell::new(false),
-    };
-    posted_intr::wait(vcpu.descriptor(), &halting);
-    // SAFETY: The key is C's.
-    if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wait, bindings::tracepoint, key) } {
-        // SAFETY: No precondition.
-        unsafe { c::vrs_trace_pi_wait(halting.cpu.as_u32(), halting.notified.get()) };
+/// There is no VM; `host` is KVM's, and its functions may be called while there is one.
+unsafe extern "C" fn bind(host: *const c::kvm_pi_host) {
+    // SAFETY: By the requirement of this function it is valid, and nobody reads what is written.
+    unsafe {
+        *REGISTERED.wake_up.get() = (*host).wake_up.unwrap_or(nothing);
+        *REGISTERED.unblock.get() = (*host).unblock.unwrap_or(nothing);
     }
 }
 
 /// # Safety
 ///
-/// A provider is registered; this runs in the handler of an interrupt on `cpu`; `host` is KVM's.
-unsafe extern "C" fn wakeup(host: *const c::kvm_pi_host, cpu: c_int) {
+/// A provider is registered; `pi` is a vCPU of KVM's, which is loaded on `cpu`, where this runs, and
+/// was put on `prev` the last time, unless that is negative.
+unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int) {
     // SAFETY: By the requirement of this function.
-    let (lists, host, irqs, cpu) = unsafe {
-        (
-            REGISTERED.lists(),
-            &*host,
-            LocalInterruptDisabled::assume_disabled(),
-            PossibleCpu::new_unchecked(cpu as u32),
-        )
-    };
-    lists.notified(cpu, irqs, host);
+    let vcpu = unsafe { Vcpu::from_raw(pi) };
+    posted_intr::load(
+        vcpu.descriptor(),
+        prev != cpu,
+        // SAFETY: As above; as it waited, it was on a CPU.
+        || unsafe {
+            if prev == cpu {
+                vcpu_load_waited(vcpu);
+            } else {
+                vcpu_load_waited_elsewhere(vcpu, prev, cpu);
+            }
+        },
+        // SAFETY: The CPU is possible.
+        || posted_intr::load_moved(vcpu.descriptor(), unsafe { ndst(cpu) }),
+    );
+}
+
+/// A vCPU that waited on this CPU. Not inlined, so that the other ways need no stack.
+///
+/// # Safety
+///
+/// A provider is registered, and preemption is disabled.
+#[inline(never)]
+unsafe fn vcpu_load_waited(vcpu: &Vcpu) {
+    // SAFETY: By the requirement of this function.
+    let here = unsafe { REGISTERED.here() };
+    posted_intr::load_waited(vcpu.descriptor(), &Halting::new(vcpu, here));
+}
+
+/// A vCPU that waited on `prev`.
+///
+/// # Safety
+///
+/// A provider is registered; both are possible.
+#[inline(never)]
+unsafe fn vcpu_load_waited_elsewhere(vcpu: &Vcpu, prev: c_int, cpu: c_int) {
+    // SAFETY: By the requirement of this function.
+    let there = unsafe { REGISTERED.cpu(prev) };
+    posted_intr::load_waited_elsewhere(
+        vcpu.descriptor(),
+        // SAFETY: By the requirement of this function.
+        || unsafe { ndst(cpu) },
+        &Halting::new(vcpu, there),
+    );
+}
+
+/// # Safety
+///
+/// `pi` is a vCPU of KVM's, loaded on this CPU.
+unsafe extern "C" fn vcpu_put(pi: *mut c::kvm_pi_vcpu) {
+    // SAFETY: By the requirement of this function.
+    posted_intr::put(unsafe { Vcpu::from_raw(pi) }.descriptor());
+}
+
+/// # Safety
+///
+/// A provider is registered; `pi` is a vCPU of KVM's, loaded on this CPU, which has interrupts
+/// disabled.
+unsafe extern "C" fn vcpu_block(pi: *mut c::kvm_pi_vcpu) {
+    // SAFETY: By the requirement of this function.
+    let vcpu = unsafe { Vcpu::from_raw(pi) };
+    // SAFETY: As above.
+    let here = unsafe { REGISTERED.here() };
+    let halting = Halting::new(vcpu, here);
+    posted_intr::wait(vcpu.descriptor(), &halting);
+    // SAFETY: The key is C's.
+    if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wait, bindings::tracepoint, key) } {
+        // SAFETY: No precondition.
+        unsafe { c::vrs_trace_pi_wait(here.id.as_u32(), halting.notified.get()) };
+    }
+}
+
+/// # Safety
+///
+/// A provider is registered; this runs in the handler of an interrupt.
+unsafe extern "C" fn wakeup() {
+    // SAFETY: By the requirement of this function.
+    unsafe { REGISTERED.here().notified() };
 }
 
 /// # Safety
@@ -809,11 +897,14 @@ unsafe extern "C" fn pre_restore(pi: *mut c::kvm_pi_vcpu) {
 
 /// # Safety
 ///
-/// A `T` is registered; `host` is KVM's, and so is `kvm`.
-unsafe extern "C" fn start_bypass<T: Provider>(host: *const c::kvm_pi_host, kvm: *mut c::kvm) {
+/// A `T` is registered; `kvm` is KVM's.
+unsafe extern "C" fn start_bypass<T: Provider>(kvm: *mut c::kvm) {
     // SAFETY: By the requirement of this function.
-    let (provider, host) = unsafe { (REGISTERED.provider::<T>(), &*host) };
-    provider.start_bypass(Vm { kvm, host });
+    let provider = unsafe { REGISTERED.provider::<T>() };
+    provider.start_bypass(Vm {
+        kvm,
+        _during_call: PhantomData,
+    });
 }
 
 /// # Safety

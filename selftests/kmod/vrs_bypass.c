@@ -437,7 +437,8 @@ static void vrs_measure_once(struct vrs_bypass_measure *arg, struct kvm_vcpu *vc
 {
 	void (*load)(struct kvm_vcpu *vcpu, int cpu) = (void *)arg->vmx_vcpu_pi_load;
 	void (*put)(struct kvm_vcpu *vcpu) = (void *)arg->vmx_vcpu_pi_put;
-	void (*handler)(void) = (void *)arg->pi_wakeup_handler;
+	/* What calls the handler, and is called by the interrupt's entry. */
+	void (*ipi)(struct pt_regs *regs) = (void *)arg->wakeup_ipi;
 	int cpu = vcpu->cpu;
 
 	vrs_cost(arg->costs, VRS_COST_NOTHING, );
@@ -447,12 +448,12 @@ static void vrs_measure_once(struct vrs_bypass_measure *arg, struct kvm_vcpu *vc
 	vcpu->preempted = false;
 	vrs_cost(arg->costs, VRS_COST_LOAD_PREEMPTED, load(vcpu, cpu));
 
-	vrs_cost(arg->costs, VRS_COST_WAKEUP_NOBODY, handler());
+	vrs_cost(arg->costs, VRS_COST_WAKEUP_NOBODY, ipi(NULL));
 	rcu_assign_pointer(vcpu->wait.task, current);
 	vrs_cost(arg->costs, VRS_COST_PUT_WAITING, put(vcpu));
-	vrs_cost(arg->costs, VRS_COST_WAKEUP_OTHER, handler());
+	vrs_cost(arg->costs, VRS_COST_WAKEUP_OTHER, ipi(NULL));
 	pi_set_on(desc);
-	vrs_cost(arg->costs, VRS_COST_WAKEUP, handler());
+	vrs_cost(arg->costs, VRS_COST_WAKEUP, ipi(NULL));
 	pi_clear_on(desc);
 	rcu_assign_pointer(vcpu->wait.task, NULL);
 	vrs_cost(arg->costs, VRS_COST_LOAD_WAITED, load(vcpu, cpu));
@@ -476,7 +477,7 @@ static long vrs_measure(struct vrs_bypass *vrs, struct vrs_bypass_measure *arg)
 	    !vrs_is_at("vcpu_put", arg->vcpu_put) ||
 	    !vrs_is_at("vmx_vcpu_pi_load", arg->vmx_vcpu_pi_load) ||
 	    !vrs_is_at("vmx_vcpu_pi_put", arg->vmx_vcpu_pi_put) ||
-	    !vrs_is_at("pi_wakeup_handler", arg->pi_wakeup_handler))
+	    !vrs_is_at("__sysvec_kvm_posted_intr_wakeup_ipi", arg->wakeup_ipi))
 		return -ESRCH;
 	file = fget(arg->vcpu);
 	if (!file)

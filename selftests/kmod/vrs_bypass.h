@@ -125,7 +125,7 @@ struct vrs_bypass_measure {
 	__u64 vcpu_put;
 	__u64 vmx_vcpu_pi_load;
 	__u64 vmx_vcpu_pi_put;
-	__u64 pi_wakeup_handler;
+	__u64 wakeup_ipi;
 	/* Of all rounds together. */
 	__u64 costs[VRS_COSTS];
 };

@@ -74,7 +74,7 @@ const SYMBOLS: [&str; 5] = [
     "vcpu_put",
     "vmx_vcpu_pi_load",
     "vmx_vcpu_pi_put",
-    "pi_wakeup_handler",
+    "__sysvec_kvm_posted_intr_wakeup_ipi",
 ];
 
 /// What is measured. The first is a part of all others.

@@ -75,18 +75,12 @@ static void load(struct vcpu *vcpu, int cpu)
 
 static void put(struct vcpu *vcpu)
 {
-	unsigned int flags = 0;
-
 	if (!READ_ONCE(vcpu->bypass))
 		return;
-	flags |= KVM_PI_PUT_FROM_DEVICES;
-	if (task_is_runnable(current))
-		flags |= KVM_PI_PUT_PREEMPTED;
-	if (vcpu->blocking)
-		flags |= KVM_PI_PUT_BLOCKING;
-	if (vcpu->blocking && !(flags & KVM_PI_PUT_PREEMPTED))
-		flags |= KVM_PI_PUT_IRQS_ALLOWED;
-	provider->vcpu_put(&vcpu->pi, vcpu->cpu, flags);
+	if (vcpu->blocking && !task_is_runnable(current))
+		provider->vcpu_block(&vcpu->pi);
+	else
+		provider->vcpu_put(&vcpu->pi);
 }
 
 static void sched_in(struct preempt_notifier *notifier, int cpu)
@@ -191,7 +185,7 @@ static void wakeup_handler(void)
 	const struct kvm_pi_provider *now = READ_ONCE(provider);
 
 	if (now)
-		now->wakeup(&host, smp_processor_id());
+		now->wakeup();
 }
 
 static int create(struct kunit *test, bool bypass)
@@ -304,7 +298,7 @@ static void first_device(struct kunit *test)
 		for (int i = 0; i < VCPUS; i++)
 			WRITE_ONCE(vcpus[i]->bypass, true);
 		smp_mb();
-		provider->start_bypass(&host, NULL);
+		provider->start_bypass(NULL);
 		for (int i = 0; i < VCPUS; i++)
 			post(vcpus[i]);
 		for (int i = 0; i < VCPUS; i++) {
@@ -395,6 +389,8 @@ static void end(struct kunit *test)
 /* Called by KVM at once, and when a provider comes or goes. */
 static void update(const struct kvm_pi_provider *now)
 {
+	if (now)
+		now->bind(&host);
 	WRITE_ONCE(provider, now);
 }
 

@@ -11,11 +11,17 @@ pub trait Word {
     /// Reads the word.
     fn bits(&self) -> u64;
 
-    /// Sets bit `bit` and says whether it was set.
-    fn set(&self, bit: u32) -> bool;
+    /// Sets bit `BIT`.
+    fn set<const BIT: u32>(&self);
 
-    /// Clears bit `bit` and says whether it was set.
-    fn clear(&self, bit: u32) -> bool;
+    /// Sets bit `bit` and says whether it was set.
+    fn test_and_set(&self, bit: u32) -> bool;
+
+    /// Clears bit `BIT` and says whether it was set.
+    fn test_and_clear<const BIT: u32>(&self) -> bool;
+
+    /// Replaces the eight bits above bit `SHIFT`, a multiple of eight.
+    fn set_byte<const SHIFT: u32>(&self, byte: u8);
 
     /// Replaces the whole word and returns what it was.
     fn swap(&self, bits: u64) -> u64;
@@ -147,7 +153,7 @@ impl<W: Word> Descriptor<W> {
     /// Requests the interrupt `vector` and says whether it was requested already.
     pub fn request(&self, vector: u8) -> bool {
         match self.pir.get(usize::from(vector >> 6)) {
-            Some(word) => word.set(u32::from(vector & 63)),
+            Some(word) => word.test_and_set(u32::from(vector & 63)),
             // Two bits index four words.
             None => false,
         }
@@ -165,24 +171,34 @@ impl<W: Word> Descriptor<W> {
         taken
     }
 
+    /// Sets ON.
+    pub fn set_on(&self) {
+        self.control.set::<ON>();
+    }
+
     /// Sets ON and says whether it was set.
-    pub fn set_on(&self) -> bool {
-        self.control.set(ON)
+    pub fn test_and_set_on(&self) -> bool {
+        self.control.test_and_set(ON)
     }
 
     /// Clears ON and says whether it was set.
     pub fn clear_on(&self) -> bool {
-        self.control.clear(ON)
+        self.control.test_and_clear::<ON>()
     }
 
-    /// Sets SN and says whether it was set.
-    pub fn set_sn(&self) -> bool {
-        self.control.set(SN)
+    /// Sets SN.
+    pub fn set_sn(&self) {
+        self.control.set::<SN>();
     }
 
     /// Clears SN and says whether it was set.
     pub fn clear_sn(&self) -> bool {
-        self.control.clear(SN)
+        self.control.test_and_clear::<SN>()
+    }
+
+    /// Changes NV, and nothing else.
+    pub fn set_nv(&self, nv: u8) {
+        self.control.set_byte::<NV_SHIFT>(nv);
     }
 
     /// Changes the control word in one piece, and returns what it was.

@@ -42,14 +42,14 @@ pub use post::{
 pub use vcpu::{
     initial,
     load,
-    load_anew,
+    load_moved,
+    load_waited,
+    load_waited_elsewhere,
     pending,
     pre_restore,
     put,
     to_be_woken,
     wait,
-    Leaving,
-    Plan,
     Wakeup,
     RUNNING,
     WAKEUP, //
@@ -69,12 +69,21 @@ mod tests {
             self.0.get()
         }
 
-        fn set(&self, bit: u32) -> bool {
+        fn set<const BIT: u32>(&self) {
+            self.test_and_set(BIT);
+        }
+
+        fn test_and_set(&self, bit: u32) -> bool {
             self.0.replace(self.0.get() | 1 << bit) & 1 << bit != 0
         }
 
-        fn clear(&self, bit: u32) -> bool {
-            self.0.replace(self.0.get() & !(1 << bit)) & 1 << bit != 0
+        fn test_and_clear<const BIT: u32>(&self) -> bool {
+            self.0.replace(self.0.get() & !(1 << BIT)) & 1 << BIT != 0
+        }
+
+        fn set_byte<const SHIFT: u32>(&self, byte: u8) {
+            let others = self.0.get() & !(0xff << SHIFT);
+            self.0.set(others | u64::from(byte) << SHIFT);
         }
 
         fn swap(&self, bits: u64) -> u64 {
@@ -99,12 +108,19 @@ mod tests {
         )
     }
 
-    fn load(descriptor: &Descriptor<Mine>, moved: bool, here: impl FnOnce() -> Ndst, list: &Asked) {
-        super::load(descriptor, moved, || load_anew(descriptor, here, list));
-    }
-
-    fn put(descriptor: &Descriptor<Mine>, leaving: Leaving, list: &Asked) -> Plan {
-        super::put(descriptor, leaving, || wait(descriptor, list))
+    fn load(descriptor: &Descriptor<Mine>, moved: bool, here: Ndst, list: &Asked) {
+        super::load(
+            descriptor,
+            moved,
+            || {
+                if moved {
+                    load_waited_elsewhere(descriptor, || here, list);
+                } else {
+                    load_waited(descriptor, list);
+                }
+            },
+            || load_moved(descriptor, here),
+        );
     }
 
     /// Counts what was asked of the list.
@@ -139,16 +155,8 @@ mod tests {
         }
     }
 
-    const WAITS: Leaving = Leaving {
-        from_ipis: false,
-        from_devices: true,
-        preempted: false,
-        blocking: true,
-        irqs_allowed: true,
-    };
-
-    fn cpu(id: u32) -> impl FnOnce() -> Ndst {
-        move || Ndst::x2apic(id)
+    fn cpu(id: u32) -> Ndst {
+        Ndst::x2apic(id)
     }
 
     #[test]
@@ -193,32 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn plan_for_every_way_to_leave() {
-        for bits in 0..32u32 {
-            let leaving = Leaving {
-                from_ipis: bits & 1 != 0,
-                from_devices: bits & 2 != 0,
-                preempted: bits & 4 != 0,
-                blocking: bits & 8 != 0,
-                irqs_allowed: bits & 16 != 0,
-            };
-            let expected = match (bits & 3, bits >> 2) {
-                (0, _) => Plan::Nothing,
-                (_, 0b110) => Plan::Wake,
-                _ => Plan::Suppress,
-            };
-            assert!(leaving.plan() == expected);
-        }
-    }
-
-    #[test]
     fn load_suffices_for_a_vcpu_that_stays() {
         let descriptor = descriptor();
         let list = Asked::default();
         load(&descriptor, true, cpu(3), &list);
         assert_eq!(descriptor.control().bits(), 0x0000_0003_00f2_0000);
         // Nobody asks which CPU it is if it is the same.
-        load(&descriptor, false, || Ndst::x2apic(9), &list);
+        load(&descriptor, false, cpu(9), &list);
         assert_eq!(descriptor.control().bits(), 0x0000_0003_00f2_0000);
         assert!(list.counts() == (0, 0, 0));
     }
@@ -229,11 +218,7 @@ mod tests {
             let descriptor = descriptor();
             let list = Asked::default();
             load(&descriptor, true, cpu(1), &list);
-            let leaving = Leaving {
-                preempted: true,
-                ..WAITS
-            };
-            assert!(put(&descriptor, leaving, &list) == Plan::Suppress);
+            put(&descriptor);
             assert!(!pending(&descriptor));
             assert!(post_as_device(&descriptor, 0x41, false).is_none());
             assert!(!descriptor.control().on());
@@ -258,7 +243,7 @@ mod tests {
         let descriptor = descriptor();
         let list = Asked::default();
         load(&descriptor, true, cpu(1), &list);
-        assert!(put(&descriptor, WAITS, &list) == Plan::Wake);
+        wait(&descriptor, &list);
         assert!(list.counts() == (1, 0, 0));
         assert!(!to_be_woken(&descriptor));
         let sent = post_as_device(&descriptor, 0x80, false);
@@ -283,7 +268,7 @@ mod tests {
         load(&descriptor, true, cpu(1), &list);
         assert!(post_as_cpu(&descriptor, 0x30));
         assert!(!post_as_cpu(&descriptor, 0x31));
-        assert!(put(&descriptor, WAITS, &list) == Plan::Wake);
+        wait(&descriptor, &list);
         assert!(list.counts() == (1, 0, 1));
     }
 

@@ -52,7 +52,7 @@ pub fn post_as_device<W: Word>(
 
 /// Posts as KVM does, by software; says whether the vCPU is to be kicked or woken.
 pub fn post_as_cpu<W: Word>(descriptor: &Descriptor<W>, vector: u8) -> bool {
-    !descriptor.request(vector) && !descriptor.set_on()
+    !descriptor.request(vector) && !descriptor.test_and_set_on()
 }
 
 /// What KVM does before it enters the guest, and hardware does on notification of a guest that runs:

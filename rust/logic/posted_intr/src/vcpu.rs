@@ -11,8 +11,8 @@
 //! | neither | [`RUNNING`] | any | 1 | nobody: it will be loaded anyway |
 //!
 //! There is a fourth in which it should never stay: not loaded, with NV [`RUNNING`] and SN 0. That
-//! is how a vCPU leaves while nothing but the host can post to it, and the host wakes it by other
-//! means. When the first device comes, such a vCPU must leave its CPU once more: the next
+//! is how a vCPU leaves while nothing but the host can post to it, and the host, which wakes it by
+//! other means, neither calls [`put`] nor [`wait`]. When the first device comes, such a vCPU must leave its CPU once more: the next
 //! interrupt would set ON and be swallowed, and nobody would be told ever after.
 
 use crate::descriptor::{
@@ -40,82 +40,61 @@ pub trait Wakeup {
     fn notify_self(&self);
 }
 
-/// Why a vCPU leaves its CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Leaving {
-    /// Other vCPUs can post to it without the host's help.
-    pub from_ipis: bool,
-    /// A device can.
-    pub from_devices: bool,
-    /// It did not choose to: it stays runnable.
-    pub preempted: bool,
-    /// It waits for something to happen.
-    pub blocking: bool,
-    /// An interrupt would be that something. Looked at only if it waits.
-    pub irqs_allowed: bool,
-}
-
-/// What is done about a vCPU that leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// Nothing: all that posts to it also wakes it.
-    Nothing,
-    /// Interrupts wake it.
-    Wake,
-    /// Interrupts are kept for when it comes back.
-    Suppress,
-}
-
-impl Leaving {
-    /// What to do.
-    pub fn plan(self) -> Plan {
-        if !self.from_ipis && !self.from_devices {
-            Plan::Nothing
-        } else if self.blocking && !self.preempted && self.irqs_allowed {
-            Plan::Wake
-        } else {
-            // A notification would interrupt a CPU for nothing, preempted or not.
-            Plan::Suppress
-        }
-    }
-}
-
 /// Has the vCPU's interrupts go to the CPU it is loaded on.
 ///
-/// `moved` tells whether it was on another CPU the last time. `anew` is called unless the vCPU is still
-/// where it was and did not wait, and has to do [`load_anew`]: the caller decides what that costs
-/// those for which it is not called.
+/// `moved` tells whether it was on another CPU the last time. `waited` is called if it left to wait for
+/// interrupts, and has to do [`load_waited`] or [`load_waited_elsewhere`]; else `came` is called if it
+/// comes from another CPU, and has to do [`load_moved`]. So the caller decides what these cost a vCPU
+/// that needs none of them.
 #[inline(always)]
-pub fn load<W: Word>(descriptor: &Descriptor<W>, moved: bool, anew: impl FnOnce()) {
-    if moved || waited(descriptor) {
-        anew();
+pub fn load<W: Word>(
+    descriptor: &Descriptor<W>,
+    moved: bool,
+    waited: impl FnOnce(),
+    came: impl FnOnce(),
+) {
+    // NV is written by `load` and `wait` only, which no two CPUs do to one vCPU at a time: it is the
+    // record of what was done when it left. Whether devices are there now says nothing about that.
+    if descriptor.control().nv() == WAKEUP {
+        waited();
+    } else if moved {
+        came();
     // If SN was clear, nothing was suppressed, and ON is what it should be.
     } else if descriptor.clear_sn() {
         find_suppressed(descriptor);
     }
 }
 
-// NV is written by `load_anew` and `wait` only, which no two CPUs do to one vCPU at a time: it is the
-// record of what `put` did. Whether devices are there now says nothing about that.
-fn waited<W: Word>(descriptor: &Descriptor<W>) -> bool {
-    descriptor.control().nv() == WAKEUP
+/// [`load`] of a vCPU that waited for interrupts, and is still where it did.
+#[inline(always)]
+pub fn load_waited<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
+    // Until NV is changed below this CPU may still be notified. It finds the list without this
+    // vCPU, which does not mind: it is awake.
+    list.delist();
+    // SN has been clear since `wait`, so nothing was suppressed.
+    descriptor.set_nv(RUNNING);
 }
 
-/// The long way of [`load`]. `here` is this CPU.
-#[inline]
-pub fn load_anew<W: Word>(
+/// [`load`] of a vCPU that waited for interrupts on another CPU. `here` is this one.
+#[inline(always)]
+pub fn load_waited_elsewhere<W: Word>(
     descriptor: &Descriptor<W>,
     here: impl FnOnce() -> Ndst,
     list: &impl Wakeup,
 ) {
-    if waited(descriptor) {
-        // Until NV is changed below the old CPU may still be notified. It finds the list without
-        // this vCPU, which does not mind: it is awake.
-        list.delist();
-    }
+    // As above.
+    list.delist();
     let here = here();
-    descriptor.update(|control| control.with_nv(RUNNING).with_ndst(here).without_sn());
-    find_suppressed(descriptor);
+    descriptor.update(|control| control.with_nv(RUNNING).with_ndst(here));
+}
+
+/// [`load`] of a vCPU that comes from another CPU, and did not wait. `here` is this CPU.
+#[inline(always)]
+pub fn load_moved<W: Word>(descriptor: &Descriptor<W>, here: Ndst) {
+    let before = descriptor.update(|control| control.with_ndst(here).without_sn());
+    if before.sn() {
+        find_suppressed(descriptor);
+    }
 }
 
 /// Sets ON for requests that came with SN set, which have not, and without which nobody looks for
@@ -132,30 +111,23 @@ fn find_suppressed<W: Word>(descriptor: &Descriptor<W>) {
     }
 }
 
-/// Prepares for the vCPU to leave the CPU it is on.
-///
-/// `waits` is called if interrupts are to wake it, and has to do [`wait`]; see [`load`].
+/// The vCPU leaves its CPU and comes back without an interrupt that wakes it: it is runnable, or waits
+/// for something else. A notification would disturb a CPU for nothing.
 #[inline(always)]
-pub fn put<W: Word>(descriptor: &Descriptor<W>, leaving: Leaving, waits: impl FnOnce()) -> Plan {
-    let plan = leaving.plan();
-    match plan {
-        Plan::Nothing => {}
-        Plan::Wake => waits(),
-        Plan::Suppress => {
-            descriptor.set_sn();
-        }
-    }
-    plan
+pub fn put<W: Word>(descriptor: &Descriptor<W>) {
+    descriptor.set_sn();
 }
 
-/// Has interrupts wake the vCPU: [`Plan::Wake`].
+/// The vCPU leaves its CPU until something happens, which an interrupt is.
 #[inline(always)]
 pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
     // SN is clear, as it has been since `load`. The list comes first: once NV is changed a
     // notification may arrive, and who is not on the list then is not woken.
     list.enlist();
-    let before = descriptor.update(|control| control.with_nv(WAKEUP));
-    if before.on() {
+    descriptor.set_nv(WAKEUP);
+    // Whoever sets ON looks at NV in the same instant, and both are full barriers: ON is seen here, or
+    // the new NV there.
+    if descriptor.control().on() {
         // Whoever set ON has notified the vCPU on the other vector, where nobody listens, and
         // nobody else will be notified while ON is set. The task cannot be woken from here: it is
         // just being descheduled. The interrupt arrives when that is done.

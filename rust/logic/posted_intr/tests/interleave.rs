@@ -85,6 +85,17 @@ enum Fault {
 
 use Fault as F;
 
+/// How a vCPU leaves its CPU.
+#[derive(Default)]
+struct Leaving {
+    /// It did not choose to: it stays runnable.
+    preempted: bool,
+    /// It waits for something to happen.
+    blocking: bool,
+    /// An interrupt would be that something.
+    irqs_allowed: bool,
+}
+
 /// A word whose accesses are locked instructions of x86, or nearly.
 struct Bits {
     word: AtomicU64,
@@ -112,15 +123,30 @@ impl Word for Bits {
         self.word.load(Relaxed)
     }
 
-    fn set(&self, bit: u32) -> bool {
+    fn set<const BIT: u32>(&self) {
+        self.test_and_set(BIT);
+    }
+
+    fn test_and_set(&self, bit: u32) -> bool {
         self.locked(|word| word.fetch_or(1 << bit, AcqRel)) & 1 << bit != 0
     }
 
-    fn clear(&self, bit: u32) -> bool {
+    fn test_and_clear<const BIT: u32>(&self) -> bool {
+        let mask = 1 << BIT;
         if self.fault == F::NoBarrier {
-            return self.word.fetch_and(!(1 << bit), Relaxed) & 1 << bit != 0;
+            return self.word.fetch_and(!mask, Relaxed) & mask != 0;
         }
-        self.locked(|word| word.fetch_and(!(1 << bit), AcqRel)) & 1 << bit != 0
+        self.locked(|word| word.fetch_and(!mask, AcqRel)) & mask != 0
+    }
+
+    fn set_byte<const SHIFT: u32>(&self, byte: u8) {
+        let with = |bits: u64| bits & !(0xff << SHIFT) | u64::from(byte) << SHIFT;
+        if self.fault == F::BlindWrite {
+            self.word.store(with(self.bits()), Relaxed);
+            return;
+        }
+        self.locked(|word| word.fetch_update(AcqRel, Acquire, |bits| Some(with(bits))))
+            .unwrap();
     }
 
     fn swap(&self, bits: u64) -> u64 {
@@ -434,20 +460,33 @@ impl Vcpu<'_> {
                     descriptor.set_on();
                 }
             }
-            _ => load(descriptor, moved, || load_anew(descriptor, here, &list)),
+            _ => load(
+                descriptor,
+                moved,
+                || {
+                    if moved {
+                        load_waited_elsewhere(descriptor, here, &list);
+                    } else {
+                        load_waited(descriptor, &list);
+                    }
+                },
+                || load_moved(descriptor, here()),
+            ),
         }
         self.cpu = cpu;
     }
 
+    /// vmx_vcpu_pi_put(): KVM decides whether interrupts are to wake the vCPU.
     fn put(&self, leaving: Leaving, list: &OnCpu<'_>) {
-        if self.machine.fault == F::SuppressIfPreempted
-            && leaving.plan() == Plan::Suppress
-            && !leaving.preempted
-        {
+        let machine = self.machine;
+        if !machine.bypass.load(SeqCst) {
             return;
         }
-        let descriptor = &self.machine.descriptor;
-        put(descriptor, leaving, || wait(descriptor, list));
+        if leaving.blocking && leaving.irqs_allowed && !leaving.preempted {
+            wait(&machine.descriptor, list);
+        } else if machine.fault != F::SuppressIfPreempted || leaving.preempted {
+            put(&machine.descriptor);
+        }
     }
 
     /// Leaves the CPU, then is loaded on `next`, when it is its turn and, if it sleeps, somebody
@@ -459,8 +498,6 @@ impl Vcpu<'_> {
             // The scheduler has interrupts disabled.
             let _disabled = machine.interrupts[self.cpu].lock().unwrap();
             let leaving = Leaving {
-                from_ipis: false,
-                from_devices: machine.bypass.load(SeqCst),
                 preempted: *machine.task.lock().unwrap() == Task::Runnable,
                 blocking,
                 irqs_allowed: true,
@@ -828,7 +865,6 @@ stories! {
         true,
         |vcpu| {
             let away = Leaving {
-                from_devices: true,
                 blocking: true,
                 ..Leaving::default()
             };
