@@ -55,6 +55,8 @@ enum Fault {
     EnlistLate,
     /// ON from before NV was changed is ignored.
     NoSelfNotification,
+    /// ON is looked at, and NV changed after that.
+    AskFirst,
     /// SN is cleared without a barrier.
     NoBarrier,
     /// Requests are looked for before SN is cleared.
@@ -483,6 +485,15 @@ impl Vcpu<'_> {
             return;
         }
         if leaving.blocking && leaving.irqs_allowed && !leaving.preempted {
+            if machine.fault == F::AskFirst {
+                list.enlist();
+                let on = machine.descriptor.control().on();
+                machine.descriptor.set_nv(WAKEUP);
+                if on {
+                    list.notify_self();
+                }
+                return;
+            }
             wait(&machine.descriptor, list);
         } else if machine.fault != F::SuppressIfPreempted || leaving.preempted {
             put(&machine.descriptor);
@@ -673,6 +684,7 @@ stories! {
         None
     ) {
         EnlistLate: enlisting_late_fails "deadlock",
+        AskFirst: asking_first_fails "deadlock",
         NoSelfNotification: not_notifying_itself_fails "deadlock",
         DelistHere: searching_the_wrong_list_fails "taken off a list that it is not on",
     }
