@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import kernel  # noqa: E402
 from hugetlbfs import hugetlbfs  # noqa: E402
 
+PR_SET_CHILD_SUBREAPER = 36
 PR_CAPBSET_DROP = 24
 CAP_IPC_LOCK = 14
 
@@ -186,6 +187,9 @@ def read(terminal, seconds):
 
 def run(program, command):
     """Runs it to its end or its goal: (output, status or None, CPU time)."""
+    # What it forks and leaves behind is to be ours.
+    if kernel.libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "become a subreaper")
     # A terminal, lest what it printed be lost in a buffer when it is stopped.
     terminal, theirs = os.openpty()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs,
@@ -210,6 +214,10 @@ def run(program, command):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        # Those it forked have the container open for as long as it takes them to end.
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-child.pid, 0)
         os.close(terminal)
     return plain(text), status, cpu
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Programs of others are judged by what they print: by all of it."""
 
+import os
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -129,6 +131,34 @@ class Host(unittest.TestCase):
             subprocess.run(["git", "init", "-q", folder], check=True)
             subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
             self.assertRegex(foreign.identify(Path(folder)), "^[0-9a-f]{12}$")
+
+
+#: Prints the number of a process that takes a while to end, as it has to give back memory.
+FORKS = """
+import os, time
+if not os.fork():
+    memory = bytearray(256 << 20)
+    for at in range(0, len(memory), 4096):
+        memory[at] = 1
+    print("large", os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+#: What is run becomes a subreaper, as the tests here must not.
+RUNS = """
+import sys
+from guest.foreign import Program, run
+print(*run(Program("p", (), "edu", endless=True, mark="large", goal=1, limit=60), [sys.executable, "-c", sys.argv[1]]))
+"""
+
+
+class Stopping(unittest.TestCase):
+    def test_nothing_it_forked_is_left(self):
+        scripts = Path(guest.__file__).parents[1]
+        done = subprocess.run([sys.executable, "-c", RUNS, FORKS], cwd=scripts, capture_output=True, text=True, check=True)
+        large, pid = done.stdout.split()[:2]
+        self.assertEqual(large, "large")
+        self.assertFalse(os.path.exists(f"/proc/{pid}"), done)
 
 
 if __name__ == "__main__":
