@@ -281,10 +281,20 @@ impl Memory {
         (align, skew): (u64, u64),
     ) -> Verdict<Self> {
         assert!(offset + len <= region.size);
+        Memory::file_part(device.file(), (region.offset + offset, len), (align, skew))
+    }
+
+    /// A part of a file, shared, `len` bytes from `offset` on, at an address that is `skew` above a
+    /// multiple of `align`.
+    #[track_caller]
+    pub fn file_part(
+        file: &File,
+        (offset, len): (u64, u64),
+        (align, skew): (u64, u64),
+    ) -> Verdict<Self> {
         let mut head = Memory::reserve(skew + len, align)?;
-        let fd = device.file().as_raw_fd();
         head.split_off(skew)
-            .place(PROT_RW, libc::MAP_SHARED, fd, region.offset + offset)
+            .place(PROT_RW, libc::MAP_SHARED, file.as_raw_fd(), offset)
     }
 
     /// Takes a part away: nothing is there then, until [`Memory::put_region`].
@@ -307,10 +317,15 @@ impl Memory {
         from: u64,
     ) -> Verdict {
         assert!(from + len <= region.size);
+        self.put_file(offset, len, device.file(), region.offset + from)
+    }
+
+    /// Puts a part of a file, shared, in the place of a part of this mapping.
+    #[track_caller]
+    pub fn put_file(&self, offset: u64, len: u64, file: &File, from: u64) -> Verdict {
         let start = self.at(offset, len);
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        let fd = device.file().as_raw_fd();
-        let placed = Memory::map(start, len, PROT_RW, flags, fd, region.offset + from)?;
+        let placed = Memory::map(start, len, PROT_RW, flags, file.as_raw_fd(), from)?;
         // It is a part of this mapping, and goes with it.
         std::mem::forget(placed);
         Ok(())

@@ -2,7 +2,10 @@
 
 //! A device whose BAR is memory, and mappings of that.
 
-use std::fs;
+use std::fs::{
+    self,
+    File, //
+};
 use std::path::PathBuf;
 
 use harness::check::{
@@ -35,6 +38,7 @@ pub(crate) struct Bar<'a> {
     pub(crate) device: Device,
     pub(crate) session: Session<'a>,
     pub(crate) region: Region,
+    bdf: String,
     /// Its physical address.
     pub(crate) base: u64,
     /// All of it, mapped apart from what guests get.
@@ -42,6 +46,21 @@ pub(crate) struct Bar<'a> {
 }
 
 impl<'a> Bar<'a> {
+    /// Opens the file by which the kernel itself gives the BAR to whoever may: `resource2`, or
+    /// `resource2_wc` for write-combining.
+    #[track_caller]
+    pub(crate) fn resource(&self, suffix: &str) -> Verdict<File> {
+        let path = PathBuf::from(format!(
+            "/sys/bus/pci/devices/{}/resource{NUMBER}{suffix}",
+            self.bdf
+        ));
+        File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|e| missing_or_fail(&path, e))
+    }
+
     /// Opens the device with a BAR of `size` bytes.
     #[track_caller]
     pub(crate) fn open(env: &'a Env, size: u64) -> Verdict<Self> {
@@ -57,6 +76,7 @@ impl<'a> Bar<'a> {
                     device,
                     session,
                     region,
+                    bdf: pci.bdf.clone(),
                     base,
                     window,
                 });

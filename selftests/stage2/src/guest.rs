@@ -8,7 +8,10 @@
 use std::arch::global_asm;
 use std::fs;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{
+    AsRawFd,
+    BorrowedFd, //
+};
 use std::path::PathBuf;
 use std::process;
 
@@ -342,6 +345,12 @@ const fn x(number: u64) -> u64 {
 }
 
 impl Cpu {
+    /// The file KVM has for it.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        // SAFETY: It stays open as long as the processor is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+
     /// Asks something and waits for the answer.
     #[track_caller]
     pub(crate) fn ask(&mut self, what: Ask) -> Verdict<Answer> {

@@ -33,6 +33,15 @@ impl Level {
         }
     }
 
+    /// The architecture's number of it.
+    pub(crate) const fn number(self) -> i32 {
+        match self {
+            Level::Block1G => 1,
+            Level::Block2M => 2,
+            Level::Page => 3,
+        }
+    }
+
     /// By the architecture's number of it.
     pub(crate) fn from_number(number: u32) -> Option<Self> {
         match number {

@@ -9,6 +9,8 @@
 mod bar;
 mod dump;
 #[cfg(target_arch = "aarch64")]
+mod fixture;
+#[cfg(target_arch = "aarch64")]
 mod guest;
 mod level;
 #[cfg(target_arch = "aarch64")]

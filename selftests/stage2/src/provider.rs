@@ -36,6 +36,14 @@ pub(crate) fn largest() -> Level {
     }
 }
 
+/// What it makes of 2 MiB which the process has in pages.
+pub(crate) fn from_pages() -> Level {
+    match current() {
+        Driver::C => Level::Page,
+        Driver::Rust => Level::Block2M,
+    }
+}
+
 /// Fails unless the code in charge is the expected one.
 pub(crate) fn expect(wanted: Option<Driver>) -> Result<()> {
     match (wanted, current()) {

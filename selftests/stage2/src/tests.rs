@@ -4,6 +4,8 @@
 
 mod change;
 mod device;
+mod held;
+mod leaf;
 mod running;
 mod rust;
 mod slot;
@@ -19,6 +21,8 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
         slot::TESTS,
         change::TESTS,
         device::TESTS,
+        leaf::TESTS,
+        held::TESTS,
         running::TESTS,
         rust::TESTS,
     ];
