@@ -78,6 +78,8 @@ const TIMES: u64 = 500;
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// What was taken away may not come back.
+    broken: AtomicBool,
     refused: AtomicU64,
     laps: AtomicU64,
 }
@@ -124,6 +126,9 @@ impl Shared {
                     }
                     // What was taken away comes back.
                     Answer::Refused(Errno::EFAULT) | Answer::Emulated(_) => {
+                        if self.broken.load(Ordering::Relaxed) {
+                            return Err(Stop::fail("who disturbed it has given up"));
+                        }
                         self.refused.fetch_add(1, Ordering::Relaxed);
                         thread::yield_now();
                     }
@@ -167,6 +172,7 @@ fn disturbed(
             })
             .collect();
         let disturbed = disturb(&vm, &mut window, &shared);
+        shared.broken.store(disturbed.is_err(), Ordering::Relaxed);
         shared.stop.store(true, Ordering::Relaxed);
         let counted: Verdict<Vec<u64>> = threads
             .into_iter()
