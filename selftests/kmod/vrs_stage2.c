@@ -170,8 +170,14 @@ static vm_fault_t vrs_fault(struct vm_fault *vmf)
 	return vmf_insert_pfn(vma, vmf->address, pfn);
 }
 
+static vm_fault_t vrs_mkwrite(struct vm_fault *vmf)
+{
+	return 0;
+}
+
 static const struct vm_operations_struct vrs_vm_ops = {
-	.fault	= vrs_fault,
+	.fault		= vrs_fault,
+	.pfn_mkwrite	= vrs_mkwrite,
 };
 
 static int vrs_mmap(struct file *file, struct vm_area_struct *vma)

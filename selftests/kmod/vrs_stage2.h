@@ -3,8 +3,9 @@
  * What user space asks of vrs_stage2.ko through /dev/vrs_stage2.
  *
  * A mapping of the file maps physical addresses, the offset being the first
- * one, a page at a time as they are accessed, and only what is no memory:
- * cacheable, unless the file was opened with O_SYNC.
+ * one, a page at a time as they are accessed, read-only until the process has
+ * written to them, and only what is no memory: cacheable, unless the file was
+ * opened with O_SYNC.
  *
  * A file can hold one thread, once, at a place where others then have time to
  * do wrong. It goes on when it is released, when the file is closed, or after

@@ -86,7 +86,7 @@ impl Fixture {
         &self.0
     }
 
-    /// Maps physical addresses, once they are accessed.
+    /// Maps physical addresses once they are accessed, writable once they are written to.
     #[track_caller]
     pub(crate) fn map(&self, pa: u64, len: u64, align: u64) -> Verdict<Memory> {
         Memory::file_part(&self.0, (pa, len), (align, pa % align))

@@ -38,7 +38,8 @@ use harness::env::Driver;
 ///
 /// Needs KVM on arm64 with PTDUMP_STAGE2_DEBUGFS, and PCI devices bound to vfio-pci whose BAR 2 is
 /// memory, which QEMU's ivshmem-plain is: of 64 KiB, 4 MiB, 1 GiB and 4 GiB, that of 4 MiB behind a
-/// port. Tests without their device are skipped. Prints KTAP; exits with 0 if nothing failed, 1 if a
+/// port; for some tests the test-only module vrs_stage2 of selftests/kmod. Tests without their device
+/// or without the module are skipped. Prints KTAP; exits with 0 if nothing failed, 1 if a
 /// test failed, 4 if all were skipped.
 #[derive(Parser)]
 #[command(version)]

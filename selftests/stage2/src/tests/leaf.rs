@@ -46,6 +46,7 @@ tests! {
     "leaf.vfio", "what VFIO maps is Normal, not cacheable, in leaves of each size" => vfio;
     "leaf.read_only", "it is read-only where process or slot are, and writable once they are" => read_only;
     "leaf.resource", "what says nothing of Normal memory is Device-nGnRE, however the process has it" => resource;
+    "leaf.first_write", "what is read-only until somebody writes is no part of a writable block" => first_write;
     "leaf.cacheable", "what is cacheable is Normal and executable, if the processor keeps it coherent" => cacheable;
 }
 
@@ -77,6 +78,9 @@ const HCR_FWB: u64 = 1 << 46;
 /// `VTCR_EL2.DS`: physical addresses have 52 bits, and leaves no shareability, which is SH0 then.
 const VTCR_DS: u64 = 1 << 32;
 const VTCR_SH0: u32 = 12;
+
+/// In a descriptor, `S2AP[1]`: the guest may write.
+const WRITE: u64 = 1 << 7;
 
 /// Of a field of two bits for shareability.
 const INNER_SHAREABLE: u64 = 0b11;
@@ -118,6 +122,14 @@ impl Guest {
     fn read(&mut self, at: u64, want: u64) -> Verdict {
         let got = self.cpu.ask(Ask::Read(self.slot.ipa + at))?;
         expect_eq("the guest reads", got, Answer::Done(want))
+    }
+
+    /// Has the guest write to the word at `at` of its slot.
+    #[track_caller]
+    fn write(&mut self, at: u64, word: u64) -> Verdict {
+        let ipa = self.slot.ipa + at;
+        let got = self.cpu.ask(Ask::Write(ipa, word))?;
+        expect_eq("the guest writes", got, Answer::Done(ipa))
     }
 
     #[track_caller]
@@ -166,7 +178,6 @@ impl Want {
         // Of the last level: not reserved.
         const PAGE_NOT_BLOCK: u64 = 1 << 1;
         const READ: u64 = 1 << 6;
-        const WRITE: u64 = 1 << 7;
         const ACCESSED: u64 = 1 << 10;
         const EXECUTE_NEVER: u64 = 0b10 << 53;
         let when = |holds, bits| if holds { bits } else { 0 };
@@ -272,6 +283,53 @@ fn resource(env: &Env) -> Verdict {
     Ok(())
 }
 
+/// The owner of a VMA is asked before a page is first written to, as that of a file may have to
+/// make room. KVM does not ask, so the guest may write where the process did, and nowhere else.
+fn first_write(env: &Env) -> Verdict {
+    let bar = Bar::open(env, SIZE)?;
+    let first = GIB;
+    let maker = Fixture::open(false)?;
+    let memory = maker.map(bar.base + first, M2, M2)?;
+    let mut guest = Guest::new(&memory, 0, IPA)?;
+    let (written, beside) = (5 * PAGE, 6 * PAGE);
+    bar.window.write(first + beside, 42u64);
+    let want = Want {
+        level: provider::from_pages(),
+        memtype: Memtype::DeviceNGnRE,
+        write: false,
+        exec: false,
+    };
+    guest.read(beside, 42)?;
+    guest.expect(beside, bar.base + first + beside, &want)?;
+
+    memory.write(written, 0u64);
+    guest.write(written, 43)?;
+    let page = Want {
+        level: Level::Page,
+        write: true,
+        ..want
+    };
+    guest.expect(written, bar.base + first + written, &page)?;
+    let other = guest.descriptor(beside)?;
+    expect_eq("writable beside", other.bits & WRITE, 0)?;
+    let got = guest.cpu.ask(Ask::Write(IPA + beside, 44))?;
+    expect_eq(
+        "the guest writes beside",
+        got,
+        Answer::Refused(Errno::EFAULT),
+    )?;
+
+    for at in (0..M2).step_by(PAGE as usize) {
+        memory.write(at, at);
+    }
+    guest.write(beside, 44)?;
+    let whole = Want {
+        write: true,
+        ..want
+    };
+    guest.expect(beside, bar.base + first + beside, &whole)
+}
+
 /// `CTR_EL0.DIC`: what was written as data can be executed right away.
 fn dic() -> bool {
     let ctr: u64;
@@ -293,6 +351,8 @@ fn cacheable(env: &Env) -> Verdict {
     if fwb(other.descriptor(first)?) && dic() {
         let mut guest = Guest::new(&memory, 0, IPA)?;
         guest.read(0, 42)?;
+        memory.write(0, 42u64);
+        guest.write(0, 43)?;
         let want = Want {
             level: Level::Page,
             memtype: Memtype::NormalWriteBack,
