@@ -38,10 +38,13 @@ struct vrs_stage2 {
 	bool notified;
 };
 
-static void vrs_hold(struct vrs_stage2 *vrs, enum vrs_where where)
+static bool vrs_next(struct vrs_stage2 *vrs, enum vrs_where where)
 {
-	if (atomic_cmpxchg(&vrs->where, where, VRS_NOWHERE) != where)
-		return;
+	return atomic_cmpxchg(&vrs->where, where, VRS_NOWHERE) == where;
+}
+
+static void vrs_hold(struct vrs_stage2 *vrs)
+{
 	complete(&vrs->held);
 	if (!wait_for_completion_timeout(&vrs->released, VRS_STAGE2_SECONDS * HZ))
 		WRITE_ONCE(vrs->late, true);
@@ -98,8 +101,8 @@ static int vrs_invalidate(struct mmu_notifier *notifier, const struct mmu_notifi
 	struct vrs_stage2 *vrs = container_of(notifier, struct vrs_stage2, notifier);
 
 	if (mmu_notifier_range_blockable(range) && range->start <= vrs->range.last &&
-	    vrs->range.first < range->end)
-		vrs_hold(vrs, VRS_UNMAP);
+	    vrs->range.first < range->end && vrs_next(vrs, VRS_UNMAP))
+		vrs_hold(vrs);
 	return 0;
 }
 
@@ -164,7 +167,16 @@ static vm_fault_t vrs_fault(struct vm_fault *vmf)
 	struct vm_area_struct *vma = vmf->vma;
 	unsigned long pfn = vmf->pgoff;
 
-	vrs_hold(vma->vm_file->private_data, VRS_FAULT);
+	if (fault_flag_allow_retry_first(vmf->flags) &&
+	    !(vmf->flags & FAULT_FLAG_RETRY_NOWAIT) &&
+	    vrs_next(vma->vm_file->private_data, VRS_FAULT)) {
+		struct file *file = get_file(vma->vm_file);
+
+		release_fault_lock(vmf);
+		vrs_hold(file->private_data);
+		fput(file);
+		return VM_FAULT_RETRY;
+	}
 	if (pfn_is_map_memory(pfn))
 		return VM_FAULT_SIGBUS;
 	return vmf_insert_pfn(vma, vmf->address, pfn);

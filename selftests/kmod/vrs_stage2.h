@@ -47,7 +47,10 @@ struct vrs_stage2_range {
  */
 #define VRS_STAGE2_HOLD_UNMAP	_IOW(VRS_STAGE2_MAGIC, 1, struct vrs_stage2_range)
 
-/* Hold the thread that has a page of this file faulted in. */
+/*
+ * Hold the thread that has a page of this file faulted in. It is asked to look
+ * again then at what is mapped, and has no lock meanwhile.
+ */
 #define VRS_STAGE2_HOLD_FAULT	_IO(VRS_STAGE2_MAGIC, 2)
 
 /* Wait until a thread is held. ETIMEDOUT after VRS_STAGE2_SECONDS. */

@@ -7,10 +7,6 @@ use std::fs::{
     File, //
 };
 use std::path::PathBuf;
-use std::sync::atomic::{
-    AtomicBool,
-    Ordering, //
-};
 use std::thread;
 use std::time::{
     Duration,
@@ -59,6 +55,7 @@ const SIZE: u64 = 4 * GIB;
 
 tests! {
     "held.unmap", "a guest gets nothing of what is just being taken away" => unmap;
+    "held.replace", "what was replaced while a guest faulted is mapped as what it was replaced by" => replace;
     "held.unload", "unloading waits for a processor that is in a fault" => unload;
 }
 
@@ -130,6 +127,41 @@ fn unmap(env: &Env) -> Verdict {
     expect_eq("the guest reads", got, Answer::Done(42))
 }
 
+/// The process maps the same part of the BAR anew, from a file that lets guests choose the memory
+/// type, after KVM has looked at the mapping that does not, and before it has the page.
+fn replace(env: &Env) -> Verdict {
+    let bar = Bar::open(env, SIZE)?;
+    let maker = Fixture::open(false)?;
+    let memory = maker.map(bar.base + GIB, PAGE, PAGE)?;
+    let vm = Vm::new()?;
+    let mut cpu = vm.cpu(0)?;
+    vm.set_slot(&slot(memory.vaddr(), PAGE))?;
+    bar.window.write(GIB, 42u64);
+
+    maker.hold_fault()?;
+    let answer = thread::scope(|scope| -> Verdict<_> {
+        let cpu = &mut cpu;
+        let reads = scope.spawn(move || cpu.ask(Ask::Read(IPA)));
+        let replaced = maker
+            .wait()
+            .and_then(|()| memory.put_region(0, PAGE, &bar.device, bar.region, GIB));
+        // The page is there when KVM looks for it.
+        let filled = replaced.map(|()| memory.read::<u64>(0));
+        let released = maker.release();
+        let answer = joined(reads);
+        expect_eq("the process reads", filled?, 42)?;
+        released?;
+        answer
+    })?;
+    expect_eq("the guest reads", answer, Answer::Done(42))?;
+    let got = maker.descriptor(&cpu, IPA)?;
+    expect_eq(
+        "MemAttr, that of Normal memory",
+        got.bits >> 2 & 0xf,
+        0b0101,
+    )
+}
+
 /// How long a thread is watched that should not get any farther.
 const A_WHILE: Duration = Duration::from_secs(1);
 
@@ -149,32 +181,20 @@ fn unload(env: &Env) -> Verdict {
     expect_eq("it is loaded, and stays", is_going(), false)?;
 
     fixture.hold_fault()?;
-    let (started, may_unload) = (AtomicBool::new(false), AtomicBool::new(false));
     let (early, answer) = thread::scope(|scope| -> Verdict<_> {
-        // Begun before, for a thread takes memory, and the one that is held has the lock of that.
-        let unloads = scope.spawn(|| -> Verdict {
-            started.store(true, Ordering::Release);
-            while !may_unload.load(Ordering::Acquire) {
-                thread::yield_now();
-            }
-            delete_module(c"kvm_arm64_rs", DeleteModuleFlags::O_NONBLOCK)?;
-            Ok(())
-        });
-        while !started.load(Ordering::Acquire) {
-            thread::yield_now();
-        }
         let cpu = &mut cpu;
         let reads = scope.spawn(move || cpu.ask(Ask::Read(IPA)));
         let held = fixture.wait();
-        may_unload.store(true, Ordering::Release);
-        if held.is_ok() {
-            while !is_going() && !unloads.is_finished() {
-                thread::yield_now();
-            }
-            let since = Instant::now();
-            while !unloads.is_finished() && since.elapsed() < A_WHILE {
-                thread::yield_now();
-            }
+        let unloads = scope.spawn(|| -> Verdict {
+            delete_module(c"kvm_arm64_rs", DeleteModuleFlags::O_NONBLOCK)?;
+            Ok(())
+        });
+        while !is_going() && !unloads.is_finished() {
+            thread::yield_now();
+        }
+        let since = Instant::now();
+        while !unloads.is_finished() && since.elapsed() < A_WHILE {
+            thread::yield_now();
         }
         let early = unloads.is_finished();
         let released = fixture.release();
