@@ -43,6 +43,7 @@
 
 #include "vrs_bypass.h"
 #include "vrs_symbol.h"
+#include "vrs_vcpu.h"
 #include "vrs_vtd.h"
 
 #define VRS_DEVICES	64
@@ -479,13 +480,9 @@ static long vrs_measure(struct vrs_bypass *vrs, struct vrs_bypass_measure *arg)
 	    !vrs_is_at("vmx_vcpu_pi_put", arg->vmx_vcpu_pi_put) ||
 	    !vrs_is_at("__sysvec_kvm_posted_intr_wakeup_ipi", arg->wakeup_ipi))
 		return -ESRCH;
-	file = fget(arg->vcpu);
-	if (!file)
-		return -EBADF;
-	if (strncmp(file->f_path.dentry->d_name.name, "kvm-vcpu:", strlen("kvm-vcpu:"))) {
-		fput(file);
-		return -EINVAL;
-	}
+	file = vrs_vcpu_file(arg->vcpu);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
 	vcpu = file->private_data;
 
 	memset(arg->costs, 0, sizeof(arg->costs));

@@ -19,6 +19,7 @@
 
 #include "vrs_protected.h"
 #include "vrs_symbol.h"
+#include "vrs_vcpu.h"
 
 struct vrs_protected {
 	struct mutex lock;
@@ -44,13 +45,9 @@ static long vrs_protect(struct vrs_protected *vrs, const struct vrs_protect *arg
 	    !vrs_is_at("vcpu_put", arg->vcpu_put))
 		return -ESRCH;
 
-	file = fget(arg->vcpu);
-	if (!file)
-		return -EBADF;
-	if (strncmp(file->f_path.dentry->d_name.name, "kvm-vcpu:", strlen("kvm-vcpu:"))) {
-		fput(file);
-		return -EINVAL;
-	}
+	file = vrs_vcpu_file(arg->vcpu);
+	if (IS_ERR(file))
+		return PTR_ERR(file);
 
 	vcpu = file->private_data;
 	vrs->invoke_exit_handler = (void *)arg->svm_invoke_exit_handler;

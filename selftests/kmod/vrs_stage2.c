@@ -23,6 +23,7 @@
 #include <asm/kvm_pgtable.h>
 
 #include "vrs_stage2.h"
+#include "vrs_vcpu.h"
 
 enum vrs_where { VRS_NOWHERE, VRS_UNMAP, VRS_FAULT };
 
@@ -69,17 +70,13 @@ static u64 vrs_walk(struct kvm_pgtable *pgt, u64 ipa, s32 *level)
 
 static int vrs_leaf(struct vrs_stage2_leaf *arg)
 {
-	struct file *file = fget(arg->vcpu);
+	struct file *file = vrs_vcpu_file(arg->vcpu);
 	struct kvm_pgtable *pgt;
 	struct kvm_vcpu *vcpu;
 	int ret = 0;
 
-	if (!file)
-		return -EBADF;
-	if (strncmp(file->f_path.dentry->d_name.name, "kvm-vcpu:", strlen("kvm-vcpu:"))) {
-		fput(file);
-		return -EINVAL;
-	}
+	if (IS_ERR(file))
+		return PTR_ERR(file);
 
 	vcpu = file->private_data;
 	write_lock(&vcpu->kvm->mmu_lock);
