@@ -10,10 +10,25 @@ mod running;
 mod rust;
 mod slot;
 
+use std::ffi::CString;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::thread::ScopedJoinHandle;
 
+use harness::check::{
+    Stop,
+    Verdict, //
+};
 use harness::runner::Test;
+use nix::kmod::{
+    delete_module,
+    finit_module,
+    DeleteModuleFlags,
+    ModuleInitFlags, //
+};
+
+use crate::provider;
 
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
@@ -29,6 +44,14 @@ pub(crate) fn all() -> impl Iterator<Item = Test> {
     tables.into_iter().flatten().copied()
 }
 
+/// What came out of a thread.
+#[track_caller]
+fn joined<T>(thread: ScopedJoinHandle<'_, Verdict<T>>) -> Verdict<T> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(Stop::fail("panicked")))
+}
+
 static MODULE: OnceLock<Option<PathBuf>> = OnceLock::new();
 
 /// Says where the Rust module is.
@@ -36,7 +59,28 @@ pub(crate) fn set_module(file: Option<PathBuf>) {
     MODULE.get_or_init(|| file);
 }
 
-/// Where the Rust module is.
-fn module() -> Option<&'static PathBuf> {
-    MODULE.get()?.as_ref()
+/// The Rust module, to be unloaded and loaded again.
+struct Module {
+    file: File,
+    name: CString,
+}
+
+impl Module {
+    /// Opens it; the test is skipped if nobody has said where it is.
+    fn open() -> Verdict<Self> {
+        let file = MODULE.get().and_then(Option::as_ref);
+        let file = file.ok_or_else(|| Stop::skip("the Rust module (--module)"))?;
+        Ok(Module {
+            file: File::open(file)?,
+            name: CString::new(provider::MODULE).map_err(Stop::fail)?,
+        })
+    }
+
+    fn unload(&self) -> Verdict {
+        Ok(delete_module(&self.name, DeleteModuleFlags::O_NONBLOCK)?)
+    }
+
+    fn load(&self) -> Verdict {
+        Ok(finit_module(&self.file, c"", ModuleInitFlags::empty())?)
+    }
 }

@@ -2,10 +2,7 @@
 
 //! Moments that are too short to be met: the fixture holds a thread there.
 
-use std::fs::{
-    self,
-    File, //
-};
+use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{
@@ -16,7 +13,6 @@ use std::time::{
 use harness::check::{
     expect,
     expect_eq,
-    Stop,
     Verdict, //
 };
 use harness::env::Env;
@@ -27,14 +23,11 @@ use harness::memory::{
 use harness::tests;
 use harness::vfio::PAGE;
 use nix::errno::Errno;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
 
-use super::module;
+use super::{
+    joined,
+    Module, //
+};
 use crate::bar::Bar;
 use crate::fixture::Fixture;
 use crate::guest::{
@@ -68,13 +61,6 @@ fn slot(hva: u64, size: u64) -> Slot {
         hva,
         size,
     }
-}
-
-#[track_caller]
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, Verdict<T>>) -> Verdict<T> {
-    thread
-        .join()
-        .unwrap_or_else(|_| Err(Stop::fail("panicked")))
 }
 
 /// The device stops to answer, for which the kernel empties page tables: KVM has been told, they
@@ -167,8 +153,7 @@ const A_WHILE: Duration = Duration::from_secs(1);
 
 /// A page is asked for in the middle of a fault, and who has it takes its time.
 fn unload(env: &Env) -> Verdict {
-    let file = module().ok_or_else(|| Stop::skip("the Rust module (--module)"))?;
-    let file = File::open(file)?;
+    let module = Module::open()?;
     let bar = Bar::open(env, SIZE)?;
     bar.window.write(GIB, 42u64);
     let fixture = Fixture::open(false)?;
@@ -185,10 +170,7 @@ fn unload(env: &Env) -> Verdict {
         let cpu = &mut cpu;
         let reads = scope.spawn(move || cpu.ask(Ask::Read(IPA)));
         let held = fixture.wait();
-        let unloads = scope.spawn(|| -> Verdict {
-            delete_module(c"kvm_arm64_rs", DeleteModuleFlags::O_NONBLOCK)?;
-            Ok(())
-        });
+        let unloads = scope.spawn(|| module.unload());
         while !is_going() && !unloads.is_finished() {
             thread::yield_now();
         }
@@ -203,7 +185,7 @@ fn unload(env: &Env) -> Verdict {
         held.and(released).and(unloaded)?;
         Ok((early, answer?))
     })?;
-    finit_module(&file, c"", ModuleInitFlags::empty())?;
+    module.load()?;
     expect("the module stayed as long as a processor was in it", !early)?;
     expect_eq("the guest reads", answer, Answer::Done(42))
 }

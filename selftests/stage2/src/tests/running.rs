@@ -2,7 +2,6 @@
 
 //! Processors that run while something changes.
 
-use std::fs::File;
 use std::sync::atomic::{
     AtomicBool,
     AtomicU64,
@@ -28,19 +27,16 @@ use harness::memory::{
 use harness::tests;
 use harness::vfio::PAGE;
 use nix::errno::Errno;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
 use rand::rngs::ChaCha8Rng;
 use rand::{
     RngExt,
     SeedableRng, //
 };
 
-use super::module;
+use super::{
+    joined,
+    Module, //
+};
 use crate::bar::Bar;
 use crate::guest::{
     Answer,
@@ -174,14 +170,7 @@ fn disturbed(
         let disturbed = disturb(&vm, &mut window, &shared);
         shared.broken.store(disturbed.is_err(), Ordering::Relaxed);
         shared.stop.store(true, Ordering::Relaxed);
-        let counted: Verdict<Vec<u64>> = threads
-            .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(Stop::fail("panicked")))
-            })
-            .collect();
+        let counted: Verdict<Vec<u64>> = threads.into_iter().map(joined).collect();
         disturbed.and(counted)
     })?;
     println!(
@@ -294,16 +283,15 @@ fn storm(env: &Env) -> Verdict {
 }
 
 fn load_unload(env: &Env) -> Verdict {
-    let file = module().ok_or_else(|| Stop::skip("the Rust module (--module)"))?;
-    let file = File::open(file)?;
+    let module = Module::open()?;
     disturbed(env, 4, |vm, window, shared| {
         let loads = AtomicU64::new(0);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let reload = || -> Verdict {
                 while !done.load(Ordering::Relaxed) && !shared.stop.load(Ordering::Relaxed) {
-                    delete_module(c"kvm_arm64_rs", DeleteModuleFlags::O_NONBLOCK)?;
-                    finit_module(&file, c"", ModuleInitFlags::empty())?;
+                    module.unload()?;
+                    module.load()?;
                     loads.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -311,10 +299,7 @@ fn load_unload(env: &Env) -> Verdict {
             let reloads = scope.spawn(reload);
             let disturbed = disturb(window, vm, 200);
             done.store(true, Ordering::Relaxed);
-            let reloaded = reloads
-                .join()
-                .unwrap_or_else(|_| Err(Stop::fail("panicked")));
-            disturbed.and(reloaded)
+            disturbed.and(joined(reloads))
         })?;
         let loads = loads.into_inner();
         println!("# the module was loaded {loads} times");
