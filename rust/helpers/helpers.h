@@ -28,7 +28,6 @@ void vrs_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags);
 void vrs_raw_spin_also_acquired(raw_spinlock_t *lock, int subclass);
 void vrs_raw_spin_also_released(raw_spinlock_t *lock);
 void __percpu *vrs_alloc_percpu(size_t size, size_t align);
-void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu);
 bool vrs_cpu_possible(unsigned int cpu);
 int vrs_cpu_dead_register(const char *name, int (*dead)(unsigned int cpu));
 void vrs_cpu_dead_unregister(int state);

@@ -59,11 +59,6 @@ void __percpu *vrs_alloc_percpu(size_t size, size_t align)
 	return __alloc_percpu(size, align);
 }
 
-void *vrs_per_cpu_ptr(void __percpu *ptr, unsigned int cpu)
-{
-	return per_cpu_ptr(ptr, cpu);
-}
-
 bool vrs_cpu_possible(unsigned int cpu)
 {
 	return cpu_possible(cpu);
