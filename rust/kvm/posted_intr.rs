@@ -23,10 +23,7 @@
 
 use core::{
     arch::asm,
-    cell::{
-        Cell,
-        UnsafeCell, //
-    },
+    cell::UnsafeCell,
     marker::PhantomData,
     ptr, //
 };
@@ -244,12 +241,6 @@ impl Vcpu {
         // SAFETY: Both are KVM's, and as there is a vCPU there is a VM.
         unsafe { (*REGISTERED.wake_up.get())(self.0.get()) };
     }
-
-    #[inline(always)]
-    fn entry(&self) -> *mut bindings::list_head {
-        // SAFETY: The vCPU is valid.
-        unsafe { &raw mut (*self.0.get()).wakeup_list }
-    }
 }
 
 /// A VM.
@@ -333,20 +324,22 @@ pub struct Counts {
 
 /// The vCPUs that wait on a CPU.
 ///
+/// They are linked by the pointers of their list entries, which point to vCPUs here.
+///
 /// # Invariants
 ///
-/// `first` is null or the list entry of a vCPU that KVM has told us of; `next` of the last entry and
-/// `prev` of the first are null.
+/// `first` is null or a vCPU that KVM has told us of, and so is `next` of each; `prev` is the one
+/// before, and null for the first.
 struct List {
-    first: *mut bindings::list_head,
+    first: *mut c::kvm_pi_vcpu,
 }
 
-// SAFETY: The entries are those of vCPUs, which any thread may look at under the lock.
+// SAFETY: What is on it are vCPUs, which any thread may look at under the lock.
 unsafe impl Send for List {}
 
 impl List {
     const fn new() -> Self {
-        // INVARIANT: There is no entry.
+        // INVARIANT: There is no vCPU.
         Self {
             first: ptr::null_mut(),
         }
@@ -357,18 +350,18 @@ impl List {
     /// The vCPU is on no list, and will be removed before it goes.
     #[inline(always)]
     unsafe fn insert(&mut self, vcpu: &Vcpu) {
-        let entry = vcpu.entry();
-        // SAFETY: The vCPU is valid, and so is the first entry by the type invariant. The lock of
-        // this list, which there is a mutable reference to, protects both entries.
+        let vcpu = vcpu.0.get();
+        // SAFETY: The vCPU is valid, and so is the first one by the type invariant. The lock of
+        // this list, which there is a mutable reference to, protects the entries of both.
         unsafe {
-            (*entry).prev = ptr::null_mut();
-            (*entry).next = self.first;
+            (*vcpu).wakeup_list.prev = ptr::null_mut();
+            (*vcpu).wakeup_list.next = self.first.cast();
             if !self.first.is_null() {
-                (*self.first).prev = entry;
+                (*self.first).wakeup_list.prev = vcpu.cast();
             }
         }
-        // INVARIANT: The new first entry has no previous one.
-        self.first = entry;
+        // INVARIANT: The new first one has none before it.
+        self.first = vcpu;
     }
 
     /// # Safety
@@ -376,49 +369,64 @@ impl List {
     /// The vCPU is on this list.
     #[inline(always)]
     unsafe fn remove(&mut self, vcpu: &Vcpu) {
-        let entry = vcpu.entry();
-        // SAFETY: By the type invariant all entries of the list are valid, and by the requirement
-        // of this function this one and its neighbours are on it.
+        let vcpu = vcpu.0.get();
+        // SAFETY: By the type invariant all on the list are valid, and by the requirement of this
+        // function this one and its neighbours are on it.
         unsafe {
-            let (next, prev) = ((*entry).next, (*entry).prev);
+            let next: *mut c::kvm_pi_vcpu = (*vcpu).wakeup_list.next.cast();
+            let prev: *mut c::kvm_pi_vcpu = (*vcpu).wakeup_list.prev.cast();
             if !next.is_null() {
-                (*next).prev = prev;
+                (*next).wakeup_list.prev = prev.cast();
             }
             if prev.is_null() {
-                // INVARIANT: The next one has no previous one now.
+                // INVARIANT: The next one has none before it now.
                 self.first = next;
             } else {
-                (*prev).next = next;
+                (*prev).wakeup_list.next = next.cast();
             }
         }
     }
 
     /// Calls `found` for each vCPU.
+    ///
+    /// # Safety
+    ///
+    /// There is one.
     #[inline(always)]
-    fn for_each(&self, mut found: impl FnMut(&Vcpu)) {
-        let mut entry = self.first;
-        while !entry.is_null() {
-            // SAFETY: The entry of a vCPU, by the type invariant, is a field of it.
-            let vcpu = unsafe { kernel::container_of!(entry, c::kvm_pi_vcpu, wakeup_list) };
-            // SAFETY: As it is on the list, which is locked, it is there.
-            found(unsafe { Vcpu::from_raw(vcpu) });
+    unsafe fn for_each(&self, mut found: impl FnMut(&Vcpu)) {
+        // SAFETY: By the requirement of this function, and the type invariant.
+        let mut rest = unsafe {
+            found(Vcpu::from_raw(self.first));
+            (*self.first).wakeup_list.next
+        };
+        // Most often it was the only one.
+        while !rest.is_null() {
+            let vcpu: *mut c::kvm_pi_vcpu = rest.cast();
             // SAFETY: By the type invariant.
-            entry = unsafe { (*entry).next };
+            unsafe {
+                rest = (*vcpu).wakeup_list.next;
+                found(Vcpu::from_raw(vcpu));
+            }
         }
     }
 }
 
 /// What each CPU has.
 ///
-/// The number of those who wait, and how many have been woken, are changed by the owner of the list's
-/// lock; the others by the CPU itself, with interrupts disabled.
+/// The numbers of those who wait and waited, and how many have been woken, are changed by the owner of
+/// the list's lock; the others by the CPU itself, with interrupts disabled.
+///
+/// # Invariants
+///
+/// `waiting` is how many are on the list, while nobody holds its lock.
 #[pin_data]
 #[repr(C)]
 struct Cpu {
     #[pin]
     list: RawSpinLock<List>,
     waiting: Count,
-    waited: Count,
+    /// Who waited, and does not any more.
+    returned: Count,
     notified_themselves: Count,
     notifications: Count,
     woken: Count,
@@ -431,7 +439,7 @@ impl Cpu {
         pin_init!(Self {
             list <- new_raw_spinlock!(List::new(), "kvm::posted_intr::Lists"),
             waiting: Count::new(),
-            waited: Count::new(),
+            returned: Count::new(),
             notified_themselves: Count::new(),
             notifications: Count::new(),
             woken: Count::new(),
@@ -441,9 +449,12 @@ impl Cpu {
     }
 
     fn counts(&self) -> Counts {
+        let list = self.list.lock_irqsave();
+        let (waiting, returned) = (self.waiting.get(), self.returned.get());
+        drop(list);
         Counts {
-            waiting: self.waiting.get(),
-            waited: self.waited.get(),
+            waiting,
+            waited: waiting.wrapping_add(returned),
             notified_themselves: self.notified_themselves.get(),
             notifications: self.notifications.get(),
             woken: self.woken.get(),
@@ -469,21 +480,29 @@ impl Cpu {
         }
     }
 
-    /// Wakes those that were notified. Not inlined, so that no stack is needed if nobody waits.
+    /// Wakes those that were notified.
     ///
     /// # Safety
     ///
     /// Interrupts are disabled.
-    #[inline(never)]
+    #[inline(always)]
     unsafe fn wake(&self) {
         // SAFETY: By the requirement of this function.
         let irqs = unsafe { assume_irqs_disabled() };
-        self.list.lock(irqs).for_each(|vcpu| {
-            if posted_intr::to_be_woken(vcpu.descriptor()) {
-                vcpu.wake_up();
-                self.woken.add(1);
-            }
-        });
+        let list = self.list.lock(irqs);
+        // Those who waited may just have left.
+        if self.waiting.get() == 0 {
+            return;
+        }
+        // SAFETY: By the type invariant there is a vCPU.
+        unsafe {
+            list.for_each(|vcpu| {
+                if posted_intr::to_be_woken(vcpu.descriptor()) {
+                    vcpu.wake_up();
+                    self.woken.add(1);
+                }
+            })
+        };
     }
 
     /// # Safety
@@ -501,10 +520,15 @@ impl Cpu {
     fn wake_stranded(&self) {
         let list = self.list.lock_irqsave();
         let (waiting, before) = (self.waiting.get(), self.stranded.get());
-        list.for_each(|vcpu| {
-            vcpu.wake_up();
-            self.stranded.add(1);
-        });
+        if waiting != 0 {
+            // SAFETY: By the type invariant there is a vCPU.
+            unsafe {
+                list.for_each(|vcpu| {
+                    vcpu.wake_up();
+                    self.stranded.add(1);
+                })
+            };
+        }
         drop(list);
         if wakeup_is_traced() {
             self.trace(waiting, self.stranded.get().wrapping_sub(before));
@@ -561,18 +585,6 @@ impl CpuDead for Stranded {
 struct Halting<'a> {
     vcpu: &'a Vcpu,
     cpu: &'a Cpu,
-    notified: Cell<bool>,
-}
-
-impl<'a> Halting<'a> {
-    #[inline(always)]
-    fn new(vcpu: &'a Vcpu, cpu: &'a Cpu) -> Self {
-        Self {
-            vcpu,
-            cpu,
-            notified: Cell::new(false),
-        }
-    }
 }
 
 impl Wakeup for Halting<'_> {
@@ -585,8 +597,8 @@ impl Wakeup for Halting<'_> {
         // SAFETY: `wait` does this for a vCPU that is loaded, which is on no list, and says so in NV.
         // KVM loads each vCPU once more before it goes, and `load` has it removed then.
         unsafe { list.insert(self.vcpu) };
+        // INVARIANT: It is one more, and the lock is held.
         self.cpu.waiting.add(1);
-        self.cpu.waited.add(1);
     }
 
     #[inline(always)]
@@ -595,13 +607,14 @@ impl Wakeup for Halting<'_> {
         // SAFETY: `load` does this for a vCPU that `wait` had inserted, on the CPU it left, which is
         // this one.
         unsafe { list.remove(self.vcpu) };
+        // INVARIANT: It is one less, and the lock is held.
         self.cpu.waiting.decrement();
+        self.cpu.returned.add(1);
     }
 
     #[inline(always)]
     fn notify_self(&self) {
         self.cpu.notified_themselves.add(1);
-        self.notified.set(true);
         // SAFETY: Interrupts are disabled, so this is the CPU; see `enlist`.
         unsafe { c::vrs_kvm_notify_self() };
     }
@@ -825,7 +838,7 @@ unsafe extern "C" fn vcpu_load(pi: *mut c::kvm_pi_vcpu, prev: c_int, cpu: c_int)
 unsafe fn vcpu_load_waited(vcpu: &Vcpu) {
     // SAFETY: By the requirement of this function.
     let here = unsafe { REGISTERED.here() };
-    posted_intr::load_waited(vcpu.descriptor(), &Halting::new(vcpu, here));
+    posted_intr::load_waited(vcpu.descriptor(), &Halting { vcpu, cpu: here });
 }
 
 /// A vCPU that waited on `prev`.
@@ -841,7 +854,7 @@ unsafe fn vcpu_load_waited_elsewhere(vcpu: &Vcpu, prev: c_int, cpu: c_int) {
         vcpu.descriptor(),
         // SAFETY: By the requirement of this function.
         || unsafe { ndst(cpu) },
-        &Halting::new(vcpu, there),
+        &Halting { vcpu, cpu: there },
     );
 }
 
@@ -862,12 +875,12 @@ unsafe extern "C" fn vcpu_block(pi: *mut c::kvm_pi_vcpu) {
     let vcpu = unsafe { Vcpu::from_raw(pi) };
     // SAFETY: As above.
     let here = unsafe { REGISTERED.here() };
-    let halting = Halting::new(vcpu, here);
-    posted_intr::wait(vcpu.descriptor(), &halting);
+    let halting = Halting { vcpu, cpu: here };
+    let notified = posted_intr::wait(vcpu.descriptor(), &halting);
     // SAFETY: The key is C's.
     if unsafe { static_branch_unlikely!(c::__tracepoint_pi_wait, bindings::tracepoint, key) } {
         // SAFETY: No precondition.
-        unsafe { c::vrs_trace_pi_wait(here.id.as_u32(), halting.notified.get()) };
+        unsafe { c::vrs_trace_pi_wait(here.id.as_u32(), notified) };
     }
 }
 

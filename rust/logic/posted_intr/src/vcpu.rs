@@ -119,20 +119,24 @@ pub fn put<W: Word>(descriptor: &Descriptor<W>) {
 }
 
 /// The vCPU leaves its CPU until something happens, which an interrupt is.
+///
+/// Says whether one had come already, so that it had to notify itself.
 #[inline(always)]
-pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) {
+pub fn wait<W: Word>(descriptor: &Descriptor<W>, list: &impl Wakeup) -> bool {
     // SN is clear, as it has been since `load`. The list comes first: once NV is changed a
     // notification may arrive, and who is not on the list then is not woken.
     list.enlist();
     descriptor.set_nv(WAKEUP);
     // Whoever sets ON looks at NV in the same instant, and both are full barriers: ON is seen here, or
     // the new NV there.
-    if descriptor.control().on() {
+    let notified = descriptor.control().on();
+    if notified {
         // Whoever set ON has notified the vCPU on the other vector, where nobody listens, and
         // nobody else will be notified while ON is set. The task cannot be woken from here: it is
         // just being descheduled. The interrupt arrives when that is done.
         list.notify_self();
     }
+    notified
 }
 
 /// Is this vCPU, which was found on a wakeup list, to be woken?
