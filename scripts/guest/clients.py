@@ -233,7 +233,7 @@ def viommu(results, arguments):
             type_of = guest.sh("cat /sys/bus/pci/drivers/nvme/0*/iommu_group/type")
             expect("the guest's kind of translation", type_of, "DMA")
         with results.part("the guest's memory is not pinned, but for what its disk uses"):
-            # The first transfers leave the driver's pools of descriptors behind.
+            # The first transfers leave the driver's pool of lists of pages behind: dmacat has it need them.
             disk.check(guest, 0, MIB, "--step", 16)
             container_of(guest, [disk.group])
             held = locked(guest.pid)
