@@ -195,6 +195,9 @@ def resize(guest, size):
     path = "/machine/peripheral/grown"
     guest.command("qom-set", path=path, property="requested-size", value=size)
     eventually("plugged memory", lambda: guest.command("qom-get", path=path, property="size"), size)
+    # It is plugged before the guest gives it to anyone; nothing else is in this zone.
+    managed = "awk '/zone +Movable/ {here = 1} here && $1 == \"managed\" {print $2; exit}' /proc/zoneinfo"
+    guest.wait_in_guest(f'[ "$({managed})" = {size // PAGE} ]')
 
 
 @contextlib.contextmanager
