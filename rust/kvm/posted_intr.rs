@@ -16,6 +16,7 @@
 //! - by a vCPU that is loaded, for the CPU it halted on, which may be another one. That is to exclude
 //!   both of the others.
 //! - by the handler of the wakeup vector, for its own CPU.
+//! - by whoever asks what has happened, or takes the place of a CPU that is no more, for any.
 //!
 //! Nothing but the scheduler's locks is taken inside.
 //!
@@ -324,7 +325,7 @@ pub struct Counts {
 
 /// The vCPUs that wait on a CPU.
 ///
-/// They are linked by the pointers of their list entries, which point to vCPUs here.
+/// The pointers of their list entries point to vCPUs, not to entries.
 ///
 /// # Invariants
 ///
@@ -494,15 +495,14 @@ impl Cpu {
         if self.waiting.get() == 0 {
             return;
         }
-        // SAFETY: By the type invariant there is a vCPU.
-        unsafe {
-            list.for_each(|vcpu| {
-                if posted_intr::to_be_woken(vcpu.descriptor()) {
-                    vcpu.wake_up();
-                    self.woken.add(1);
-                }
-            })
+        let wake = |vcpu: &Vcpu| {
+            if posted_intr::to_be_woken(vcpu.descriptor()) {
+                vcpu.wake_up();
+                self.woken.add(1);
+            }
         };
+        // SAFETY: By the type invariant there is a vCPU.
+        unsafe { list.for_each(wake) };
     }
 
     /// # Safety
@@ -521,13 +521,12 @@ impl Cpu {
         let list = self.list.lock_irqsave();
         let (waiting, before) = (self.waiting.get(), self.stranded.get());
         if waiting != 0 {
-            // SAFETY: By the type invariant there is a vCPU.
-            unsafe {
-                list.for_each(|vcpu| {
-                    vcpu.wake_up();
-                    self.stranded.add(1);
-                })
+            let wake = |vcpu: &Vcpu| {
+                vcpu.wake_up();
+                self.stranded.add(1);
             };
+            // SAFETY: By the type invariant there is a vCPU.
+            unsafe { list.for_each(wake) };
         }
         drop(list);
         if wakeup_is_traced() {
