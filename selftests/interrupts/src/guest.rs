@@ -55,6 +55,8 @@ pub(crate) enum Mode {
     Mask = 2,
     /// Ends.
     Stop = 3,
+    /// Masks interrupts all the time.
+    Deaf = 4,
 }
 
 /// A page or two of its memory that a virtual CPU shares with us.
@@ -157,6 +159,8 @@ interrupts_guest:
     je      4f
     cmp     eax, 3
     je      6f
+    cmp     eax, 4
+    je      7f
     jmp     2b
 
 3:  inc     qword ptr [r15 + {halts}]
@@ -176,6 +180,12 @@ interrupts_guest:
 6:  cli
     out     {stopped}, al
     jmp     6b
+
+7:  cli
+8:  cmp     dword ptr [r15 + {mode}], 4
+    je      8b
+    sti
+    jmp     2b
 
 interrupts_guest_trap:
     pop     rax

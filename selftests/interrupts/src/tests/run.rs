@@ -4,6 +4,11 @@
 
 use std::fs;
 use std::hint;
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use harness::check::{
     expect,
@@ -24,7 +29,9 @@ use crate::guest::{
     VECTORS, //
 };
 use crate::machine::{
+    move_to,
     now,
+    processors,
     Machine, //
 };
 use crate::samples::Samples;
@@ -35,6 +42,7 @@ tests! {
     "run.burst", "so do up to sixteen at once" => burst;
     "run.irqfd", "and those sent by writing to an eventfd" => irqfd;
     "run.masked", "an interrupt waits while the guest masks it, and not longer" => masked;
+    "run.deaf", "a guest that masks interrupts leaves its processor to the host's" => deaf;
     "run.posted", "with posted interrupts, they do not make the guest exit" => posted;
 }
 
@@ -109,6 +117,25 @@ fn masked(_: &Env) -> Verdict {
     for _ in 0..settings().rounds {
         dawdle(&mut random);
         one(&mut machine, random.random_range(VECTORS), &mut samples)?;
+    }
+    machine.stop()
+}
+
+fn deaf(_: &Env) -> Verdict {
+    const SLEEPS: u32 = 20;
+    const LIMIT: Duration = Duration::from_secs(10);
+    let machine = start(Mode::Deaf)?;
+    // From now on we run here only if an interrupt of the host ends the guest's turn.
+    move_to(machine.cpus[0].thread, processors()?[0])?;
+    let begun = Instant::now();
+    for _ in 0..SLEEPS {
+        thread::sleep(Duration::from_millis(1));
+        let took = begun.elapsed();
+        if took > LIMIT {
+            return Err(Stop::Fail(format!(
+                "the processor was not free for {took:?}"
+            )));
+        }
     }
     machine.stop()
 }
