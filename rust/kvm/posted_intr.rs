@@ -389,13 +389,12 @@ impl List {
     }
 
     /// Calls `found` for each vCPU.
-    ///
-    /// # Safety
-    ///
-    /// There is one.
     #[inline(always)]
-    unsafe fn for_each(&self, mut found: impl FnMut(&Vcpu)) {
-        // SAFETY: By the requirement of this function, and the type invariant.
+    fn for_each(&self, mut found: impl FnMut(&Vcpu)) {
+        if self.first.is_null() {
+            return;
+        }
+        // SAFETY: By the type invariant.
         let mut rest = unsafe {
             found(Vcpu::from_raw(self.first));
             (*self.first).wakeup_list.next
@@ -416,10 +415,6 @@ impl List {
 ///
 /// The numbers of those who wait and waited, and how many have been woken, are changed by the owner of
 /// the list's lock; the others by the CPU itself, with interrupts disabled.
-///
-/// # Invariants
-///
-/// `waiting` is how many are on the list, while nobody holds its lock.
 #[pin_data]
 #[repr(C)]
 struct Cpu {
@@ -490,19 +485,12 @@ impl Cpu {
     unsafe fn wake(&self) {
         // SAFETY: By the requirement of this function.
         let irqs = unsafe { assume_irqs_disabled() };
-        let list = self.list.lock(irqs);
-        // Those who waited may just have left.
-        if self.waiting.get() == 0 {
-            return;
-        }
-        let wake = |vcpu: &Vcpu| {
+        self.list.lock(irqs).for_each(|vcpu| {
             if posted_intr::to_be_woken(vcpu.descriptor()) {
                 vcpu.wake_up();
                 self.woken.add(1);
             }
-        };
-        // SAFETY: By the type invariant there is a vCPU.
-        unsafe { list.for_each(wake) };
+        });
     }
 
     /// # Safety
@@ -520,14 +508,10 @@ impl Cpu {
     fn wake_stranded(&self) {
         let list = self.list.lock_irqsave();
         let (waiting, before) = (self.waiting.get(), self.stranded.get());
-        if waiting != 0 {
-            let wake = |vcpu: &Vcpu| {
-                vcpu.wake_up();
-                self.stranded.add(1);
-            };
-            // SAFETY: By the type invariant there is a vCPU.
-            unsafe { list.for_each(wake) };
-        }
+        list.for_each(|vcpu| {
+            vcpu.wake_up();
+            self.stranded.add(1);
+        });
         drop(list);
         if wakeup_is_traced() {
             self.trace(waiting, self.stranded.get().wrapping_sub(before));
@@ -596,7 +580,6 @@ impl Wakeup for Halting<'_> {
         // SAFETY: `wait` does this for a vCPU that is loaded, which is on no list, and says so in NV.
         // KVM loads each vCPU once more before it goes, and `load` has it removed then.
         unsafe { list.insert(self.vcpu) };
-        // INVARIANT: It is one more, and the lock is held.
         self.cpu.waiting.add(1);
     }
 
@@ -606,7 +589,6 @@ impl Wakeup for Halting<'_> {
         // SAFETY: `load` does this for a vCPU that `wait` had inserted, on the CPU it left, which is
         // this one.
         unsafe { list.remove(self.vcpu) };
-        // INVARIANT: It is one less, and the lock is held.
         self.cpu.waiting.decrement();
         self.cpu.returned.add(1);
     }
