@@ -15,6 +15,7 @@ pub mod env;
 pub mod info;
 pub mod iommufd;
 pub mod memory;
+pub mod module;
 pub mod proc;
 pub mod runner;
 pub mod soft;

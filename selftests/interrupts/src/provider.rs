@@ -2,10 +2,7 @@
 
 //! Who handles posted interrupts, and what it says of that.
 
-use std::fs::{
-    self,
-    File, //
-};
+use std::fs;
 use std::path::Path;
 
 use harness::check::{
@@ -14,13 +11,8 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::module::Module;
 use harness::trace::Events;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
 
 use crate::device::{
     Counts,
@@ -162,12 +154,9 @@ pub(crate) fn reload() -> Verdict {
         .module
         .as_deref()
         .ok_or_else(|| Stop::skip("--module"))?;
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = std::ffi::CString::new(name.replace('-', "_")).map_err(Stop::fail)?;
-    delete_module(&name, DeleteModuleFlags::O_NONBLOCK)?;
-    let file = File::open(path).map_err(|error| missing_or_fail(path, error))?;
-    finit_module(file, c"", ModuleInitFlags::empty())?;
-    Ok(())
+    let module = Module::open(path)?;
+    module.unload()?;
+    Ok(module.load()?)
 }
 
 #[cfg(test)]

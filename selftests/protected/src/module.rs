@@ -3,15 +3,8 @@
 //! The module under test, if there is one.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
-use std::fs::{
-    self,
-    File, //
-};
-use std::path::{
-    Path,
-    PathBuf, //
-};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use anyhow::Context;
@@ -20,64 +13,46 @@ use harness::check::{
     Stop,
     Verdict, //
 };
-use nix::errno::Errno;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
+use harness::module::Module;
 use sregs::Updates;
 
-const NAME: &CStr = c"kvm_x86_rs";
 const UPDATES: &str = "/sys/module/kvm_x86_rs/parameters/sregs_updates";
 const COUNTS: &str = "/sys/kernel/debug/kvm_x86_rs/sregs";
 
-static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+static MODULE: OnceLock<Option<Module>> = OnceLock::new();
 
 /// Unloads the module when all tests are done.
-pub(crate) struct Loaded(());
+pub(crate) struct Loaded(&'static Module);
 
 impl Drop for Loaded {
     fn drop(&mut self) {
-        if let Err(errno) = unload() {
-            eprintln!("kvm_x86_rs does not unload: {errno}");
+        if let Err(errno) = self.0.unload() {
+            eprintln!("{} does not unload: {errno}", self.0.name());
         }
     }
 }
 
 /// Loads the module, if the tests are about one.
 pub(crate) fn begin(file: Option<PathBuf>) -> anyhow::Result<Option<Loaded>> {
-    let file = FILE.get_or_init(|| file);
-    let Some(path) = file else { return Ok(None) };
-    load_file(path).with_context(|| format!("{} does not load", path.display()))?;
-    Ok(Some(Loaded(())))
+    let module = file.as_deref().map(Module::open).transpose()?;
+    let Some(module) = MODULE.get_or_init(|| module) else {
+        return Ok(None);
+    };
+    module
+        .load()
+        .with_context(|| format!("{} does not load", module.name()))?;
+    Ok(Some(Loaded(module)))
 }
 
 /// Whether the tests are about the module.
 pub(crate) fn is_tested() -> bool {
-    file().is_some()
+    matches!(MODULE.get(), Some(Some(_)))
 }
 
-fn file() -> Option<&'static Path> {
-    FILE.get().and_then(Option::as_deref)
-}
-
-fn load_file(path: &Path) -> anyhow::Result<()> {
-    finit_module(File::open(path)?, c"", ModuleInitFlags::empty())?;
-    Ok(())
-}
-
-/// Loads it again.
-pub(crate) fn load() -> Verdict<Result<(), Errno>> {
-    let path = file().ok_or_else(|| Stop::skip("kvm_x86_rs"))?;
-    let file = File::open(path).map_err(|error| missing_or_fail(path, error))?;
-    Ok(finit_module(file, c"", ModuleInitFlags::empty()))
-}
-
-/// Unloads it, unless somebody uses it.
-pub(crate) fn unload() -> Result<(), Errno> {
-    delete_module(NAME, DeleteModuleFlags::O_NONBLOCK)
+/// The module, if the tests are about it.
+pub(crate) fn get() -> Verdict<&'static Module> {
+    let module = MODULE.get().and_then(Option::as_ref);
+    module.ok_or_else(|| Stop::skip("kvm_x86_rs"))
 }
 
 /// The ways to treat what user space sets that there are to test.

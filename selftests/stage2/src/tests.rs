@@ -10,8 +10,6 @@ mod running;
 mod rust;
 mod slot;
 
-use std::ffi::CString;
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::thread::ScopedJoinHandle;
@@ -20,15 +18,8 @@ use harness::check::{
     Stop,
     Verdict, //
 };
+use harness::module::Module;
 use harness::runner::Test;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
-
-use crate::provider;
 
 /// All tests, in the order they run.
 pub(crate) fn all() -> impl Iterator<Item = Test> {
@@ -59,28 +50,8 @@ pub(crate) fn set_module(file: Option<PathBuf>) {
     MODULE.get_or_init(|| file);
 }
 
-/// The Rust module, to be unloaded and loaded again.
-struct Module {
-    file: File,
-    name: CString,
-}
-
-impl Module {
-    /// Opens it; the test is skipped if nobody has said where it is.
-    fn open() -> Verdict<Self> {
-        let file = MODULE.get().and_then(Option::as_ref);
-        let file = file.ok_or_else(|| Stop::skip("the Rust module (--module)"))?;
-        Ok(Module {
-            file: File::open(file)?,
-            name: CString::new(provider::MODULE).map_err(Stop::fail)?,
-        })
-    }
-
-    fn unload(&self) -> Verdict {
-        Ok(delete_module(&self.name, DeleteModuleFlags::O_NONBLOCK)?)
-    }
-
-    fn load(&self) -> Verdict {
-        Ok(finit_module(&self.file, c"", ModuleInitFlags::empty())?)
-    }
+/// The Rust module, to be unloaded and loaded again; the test is skipped if nobody has said where it is.
+fn module() -> Verdict<Module> {
+    let file = MODULE.get().and_then(Option::as_ref);
+    Module::open(file.ok_or_else(|| Stop::skip("the Rust module (--module)"))?)
 }

@@ -2,7 +2,6 @@
 
 //! The driver's module is loaded.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{
     Path,
@@ -12,7 +11,6 @@ use std::sync::OnceLock;
 
 use harness::check::{
     expect,
-    missing_or_fail,
     Stop,
     Verdict, //
 };
@@ -21,13 +19,7 @@ use harness::env::{
     Env,
     Model, //
 };
-use nix::errno::Errno;
-use nix::kmod::{
-    delete_module,
-    finit_module,
-    DeleteModuleFlags,
-    ModuleInitFlags, //
-};
+use harness::module::Module;
 
 use super::table;
 use crate::call::Call;
@@ -51,24 +43,12 @@ pub(crate) fn set_module(path: Option<PathBuf>) {
     let _ = MODULE.set(path);
 }
 
-/// The module, loaded again in the end.
-struct Unloaded<'a> {
-    path: &'a Path,
-    name: String,
-}
-
-impl Unloaded<'_> {
-    fn unload(&self) -> Result<(), Errno> {
-        let name = std::ffi::CString::new(&*self.name).map_err(|_| Errno::EINVAL)?;
-        delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
-    }
-}
+/// The module is loaded again in the end.
+struct Unloaded<'a>(&'a Module);
 
 impl Drop for Unloaded<'_> {
     fn drop(&mut self) {
-        if let Ok(file) = File::open(self.path) {
-            let _ = finit_module(&file, c"", ModuleInitFlags::empty());
-        }
+        let _ = self.0.load();
     }
 }
 
@@ -76,23 +56,19 @@ fn load(env: &Env) -> Verdict {
     let Some(Some(path)) = MODULE.get() else {
         return Err(Stop::skip("the driver's module (--module)"));
     };
-    let file = File::open(path).map_err(|e| missing_or_fail(path, e))?;
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let module = Unloaded {
-        path,
-        name: stem.replace('-', "_"),
-    };
+    let module = Module::open(path)?;
+    let _again = Unloaded(&module);
     module.unload()?;
 
-    let sysfs = Path::new("/sys/module").join(&module.name);
-    let debugfs = Path::new("/sys/kernel/debug").join(&module.name);
+    let sysfs = Path::new("/sys/module").join(&*module.name());
+    let debugfs = Path::new("/sys/kernel/debug").join(&*module.name());
     let prepare = || {
         // Somebody may still hold a module that was refused.
         for left in [&sysfs, &debugfs] {
             expect(format_args!("{} is gone", left.display()), !left.exists())?;
         }
         Ok(Trial {
-            call: Call::load_module(file.as_raw_fd()),
+            call: Call::load_module(module.file().as_raw_fd()),
             rig: Rig::default(),
         })
     };

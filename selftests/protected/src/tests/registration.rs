@@ -25,23 +25,25 @@ harness::tests! {
 }
 
 fn busy(_: &Env) -> Verdict {
+    let module = module::get()?;
     let machine = Machine::new(Apic::Kernel)?;
-    expect_eq("unload with a VM", module::unload(), Err(Errno::EAGAIN))?;
+    expect_eq("unload with a VM", module.unload(), Err(Errno::EAGAIN))?;
     drop(machine);
-    expect_eq("unload", module::unload(), Ok(()))?;
+    expect_eq("unload", module.unload(), Ok(()))?;
 
     // A VM of before: KVM keeps the registers of its vCPUs to the end.
     let machine = Machine::new(Apic::Kernel)?;
-    expect_eq("load with a VM", module::load()?, Err(Errno::EBUSY))?;
+    expect_eq("load with a VM", module.load(), Err(Errno::EBUSY))?;
     let protection = machine.protect()?;
     expect("the VM works on", machine.model().is_ok())?;
     drop(protection);
     drop(machine);
-    expect_eq("load", module::load()?, Ok(()))
+    expect_eq("load", module.load(), Ok(()))
 }
 
 fn often(_: &Env) -> Verdict {
     const ROUNDS: u32 = 20;
+    let module = module::get()?;
     let vms = thread::spawn(|| -> Verdict<u32> {
         let mut created = 0;
         for _ in 0..2 * ROUNDS {
@@ -55,12 +57,12 @@ fn often(_: &Env) -> Verdict {
     });
     let (mut unloaded, mut refused) = (0, 0);
     while !vms.is_finished() || unloaded < ROUNDS {
-        match module::unload() {
+        match module.unload() {
             Ok(()) => unloaded += 1,
             Err(Errno::EAGAIN) => continue,
             Err(errno) => return Err(Stop::fail(format_args!("unload: {errno}"))),
         }
-        while let Err(errno) = module::load()? {
+        while let Err(errno) = module.load() {
             expect_eq("load", errno, Errno::EBUSY)?;
             refused += 1;
         }

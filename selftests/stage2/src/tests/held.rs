@@ -26,7 +26,7 @@ use nix::errno::Errno;
 
 use super::{
     joined,
-    Module, //
+    module, //
 };
 use crate::bar::Bar;
 use crate::fixture::Fixture;
@@ -153,7 +153,7 @@ const A_WHILE: Duration = Duration::from_secs(1);
 
 /// A page is asked for in the middle of a fault, and who has it takes its time.
 fn unload(env: &Env) -> Verdict {
-    let module = Module::open()?;
+    let module = module()?;
     let bar = Bar::open(env, SIZE)?;
     bar.window.write(GIB, 42u64);
     let fixture = Fixture::open(false)?;
@@ -170,7 +170,7 @@ fn unload(env: &Env) -> Verdict {
         let cpu = &mut cpu;
         let reads = scope.spawn(move || cpu.ask(Ask::Read(IPA)));
         let held = fixture.wait();
-        let unloads = scope.spawn(|| module.unload());
+        let unloads = scope.spawn(|| Ok(module.unload()?));
         while !is_going() && !unloads.is_finished() {
             thread::yield_now();
         }

@@ -35,7 +35,7 @@ use rand::{
 
 use super::{
     joined,
-    Module, //
+    module, //
 };
 use crate::bar::Bar;
 use crate::guest::{
@@ -283,7 +283,7 @@ fn storm(env: &Env) -> Verdict {
 }
 
 fn load_unload(env: &Env) -> Verdict {
-    let module = Module::open()?;
+    let module = module()?;
     disturbed(env, 4, |vm, window, shared| {
         let loads = AtomicU64::new(0);
         let done = AtomicBool::new(false);
