@@ -239,6 +239,19 @@ pub(crate) struct Slot {
     pub(crate) size: u64,
 }
 
+impl Slot {
+    /// The first one, with all of a mapping.
+    pub(crate) fn all(memory: &Memory, ipa: u64) -> Self {
+        Slot {
+            id: 1,
+            flags: 0,
+            ipa,
+            hva: memory.vaddr(),
+            size: memory.len(),
+        }
+    }
+}
+
 impl Vm {
     /// Makes one.
     #[track_caller]

@@ -119,13 +119,7 @@ fn measure(env: &Env, mapped_for_dma: bool, step: u64) -> Verdict<Figures> {
     }
     let vm = Vm::new()?;
     let mut cpu = vm.cpu(0)?;
-    vm.set_slot(&Slot {
-        id: 1,
-        flags: 0,
-        ipa: IPA,
-        hva: memory.vaddr(),
-        size: SIZE,
-    })?;
+    vm.set_slot(&Slot::all(&memory, IPA))?;
     // What is not about the BAR is over before it counts.
     cpu.ask(Ask::Read(0))?;
     let events = guest::faults()?;

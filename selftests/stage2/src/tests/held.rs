@@ -52,17 +52,6 @@ tests! {
     "held.unload", "unloading waits for a processor that is in a fault" => unload;
 }
 
-/// A slot at [`IPA`].
-fn slot(hva: u64, size: u64) -> Slot {
-    Slot {
-        id: 1,
-        flags: 0,
-        ipa: IPA,
-        hva,
-        size,
-    }
-}
-
 /// The device stops to answer, for which the kernel empties page tables: KVM has been told, they
 /// are not empty yet.
 fn unmap(env: &Env) -> Verdict {
@@ -73,7 +62,7 @@ fn unmap(env: &Env) -> Verdict {
     fixture.hold_unmap(&memory)?;
     let vm = Vm::new()?;
     let mut cpu = vm.cpu(0)?;
-    vm.set_slot(&slot(memory.vaddr(), len))?;
+    vm.set_slot(&Slot::all(&memory, IPA))?;
     bar.window.write(GIB, 42u64);
     // Nothing has to be filled after this, which would wait for the device.
     for at in (0..len).step_by(M2 as usize) {
@@ -121,7 +110,7 @@ fn replace(env: &Env) -> Verdict {
     let memory = maker.map(bar.base + GIB, PAGE, PAGE)?;
     let vm = Vm::new()?;
     let mut cpu = vm.cpu(0)?;
-    vm.set_slot(&slot(memory.vaddr(), PAGE))?;
+    vm.set_slot(&Slot::all(&memory, IPA))?;
     bar.window.write(GIB, 42u64);
 
     maker.hold_fault()?;
@@ -160,7 +149,7 @@ fn unload(env: &Env) -> Verdict {
     let memory = fixture.map(bar.base + GIB, PAGE, PAGE)?;
     let vm = Vm::new()?;
     let mut cpu = vm.cpu(0)?;
-    vm.set_slot(&slot(memory.vaddr(), PAGE))?;
+    vm.set_slot(&Slot::all(&memory, IPA))?;
     let state = PathBuf::from(format!("/sys/module/{MODULE}/initstate"));
     let is_going = || fs::read_to_string(&state).is_ok_and(|state| state.trim() == "going");
     expect_eq("it is loaded, and stays", is_going(), false)?;

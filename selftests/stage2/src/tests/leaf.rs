@@ -102,11 +102,8 @@ impl Guest {
         let vm = Vm::new()?;
         let cpu = vm.cpu(0)?;
         let slot = Slot {
-            id: 1,
             flags,
-            ipa,
-            hva: memory.vaddr(),
-            size: memory.len(),
+            ..Slot::all(memory, ipa)
         };
         vm.set_slot(&slot)?;
         Ok(Guest {
@@ -364,10 +361,7 @@ fn cacheable(env: &Env) -> Verdict {
     println!("# the processor does not keep cacheable device memory coherent");
     let slot = Slot {
         id: 2,
-        ipa: IPA + 2 * SIZE,
-        hva: memory.vaddr(),
-        size: PAGE,
-        flags: 0,
+        ..Slot::all(&memory, IPA + 2 * SIZE)
     };
     expect_errno("a slot", other.vm.set_slot(&slot), Errno::EINVAL)?;
     // What gets there later is met by the fault.

@@ -154,7 +154,7 @@ fn disturbed(
         }
     }
     let vm = Vm::new()?;
-    vm.set_slot(&all(&window))?;
+    vm.set_slot(&Slot::all(&window.memory, IPA))?;
     let processors: Vec<Cpu> = (0..cpus).map(|n| vm.cpu(n)).collect::<Verdict<_>>()?;
     let shared = Shared::default();
     let counted: Vec<u64> = thread::scope(|scope| {
@@ -185,17 +185,6 @@ fn disturbed(
         expect("it ran", counted > 0)?;
     }
     Ok(())
-}
-
-/// The slot for all of a window.
-fn all(window: &Window<'_>) -> Slot {
-    Slot {
-        id: 1,
-        flags: 0,
-        ipa: IPA,
-        hva: window.memory.vaddr(),
-        size: SIZE,
-    }
 }
 
 /// Checks that nothing is mapped of `len` bytes at `at` of a slot at `IPA`.
@@ -243,7 +232,7 @@ fn unmap(env: &Env) -> Verdict {
 
 fn slots(env: &Env) -> Verdict {
     disturbed(env, 2, |vm, window, _| {
-        let slot = all(window);
+        let slot = Slot::all(&window.memory, IPA);
         for _ in 0..40 {
             vm.set_slot(&Slot {
                 size: 0,

@@ -65,13 +65,7 @@ impl Guest {
         let memory = bar.map(0, SIZE, 0)?;
         let vm = Vm::new()?;
         let mut cpu = vm.cpu(0)?;
-        vm.set_slot(&Slot {
-            id: 1,
-            flags: 0,
-            ipa,
-            hva: memory.vaddr(),
-            size: SIZE,
-        })?;
+        vm.set_slot(&Slot::all(&memory, ipa))?;
         // Of what is not the BAR's nothing counts.
         cpu.ask(Ask::Read(0))?;
         Ok(Guest {

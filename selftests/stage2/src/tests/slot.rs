@@ -448,15 +448,12 @@ fn ipa_limit(env: &Env) -> Verdict {
     let window = Window::new(&bar, 0, GIB, 0)?;
     let vm = Vm::new()?;
     let limit = 1 << IPA_BITS;
-    let slot = |ipa| Slot {
-        id: 1,
-        flags: 0,
-        ipa,
-        hva: window.memory.vaddr(),
-        size: GIB,
-    };
     for ipa in [limit - GIB + PAGE, limit, limit + GIB] {
-        expect_errno("a slot", vm.set_slot(&slot(ipa)), Errno::EFAULT)?;
+        expect_errno(
+            "a slot",
+            vm.set_slot(&Slot::all(&window.memory, ipa)),
+            Errno::EFAULT,
+        )?;
     }
     let mut rig = Rig::with_slot(window, limit - GIB)?;
     rig.access(limit - 8)?;
